@@ -1,0 +1,29 @@
+# make train and make test are all that a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test check clean
+
+train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
+	$(BIN)/python lesson_05/train_mnist.py
+
+test: .venv/tested  ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/tested  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install -r requirements.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv

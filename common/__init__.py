@@ -1,0 +1,1 @@
+"""What every lesson needs and no paper is about: data, pictures, runs, checkpoints."""

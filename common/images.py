@@ -1,0 +1,76 @@
+"""Pictures of batches of images: grids, GIFs, and curves of a training run.
+
+Images are float (B, C, H, W) in [-1, 1] with one or three channels; what lies outside is clipped.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to the levels 0..255, each to the nearest."""
+    return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
+
+
+def from_uint8(levels: Tensor) -> Tensor:
+    """The levels 0..255 to [-1, 1], float32."""
+    return levels.float() / 127.5 - 1
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 2) -> None:
+    """A PNG of the images, row by row, each pixel scale x scale."""
+    picture(images, columns, scale).save(path)
+
+
+def save_gif(
+    path: Path, frames: Sequence[Tensor], columns: int = 8, scale: int = 2, seconds: float = 4.0
+) -> None:
+    """An animated grid, one frame a batch; the last one stays for a second and a half."""
+    pictures = [picture(frame, columns, scale) for frame in frames]
+    duration = [max(20, round(1000 * seconds / len(pictures)))] * len(pictures)
+    duration[-1] = 1500
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=True
+    )
+
+
+def picture(images: Tensor, columns: int, scale: int) -> Image.Image:
+    # make_grid turns grey into three channels; the border is mid-grey, to be seen on any page.
+    grid = make_grid(to_uint8(images), nrow=columns, padding=1, pad_value=128)
+    pixels = rearrange(grid, "c h w -> h w c").numpy()
+    image = Image.fromarray(pixels)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def save_npz(path: Path, images: Tensor) -> None:
+    """The images as `samples`, uint8 (N, C, H, W)."""
+    np.savez_compressed(path, samples=to_uint8(images).numpy())
+
+
+def save_curves(path: Path, metrics: Path, columns: Sequence[str], title: str) -> None:
+    """Columns of a metrics.csv against its steps, on a logarithmic axis."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for column in columns:
+        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=column.replace("_", " "), linewidth=1.2)
+    axes.set(xlabel="training step", ylabel="mean squared error of the noise", yscale="log")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Lesson 5: Denoising Diffusion Probabilistic Models [Ho20]."""

@@ -1,0 +1,261 @@
+"""Denoising Diffusion Probabilistic Models, Ho, Jain & Abbeel 2020 (arXiv 2006.11239), "Ho20".
+
+The time t counts as in the paper: x0 is the image, xT is noise, and slot 0 of every table belongs
+to the clean image. Tables have shape (T+1, 1, 1, 1), so that table[t] of t (B,) multiplies images
+(B, C, H, W).
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Variance = Literal["beta", "beta_tilde"]
+
+
+class Gaussian(NamedTuple):
+    """Independent normals, one a pixel: mean (B, C, H, W) and the natural log of the variance."""
+
+    mean: Tensor
+    log_var: Tensor
+
+
+class BitsPerDim(NamedTuple):
+    """A bound on the bits that one value of one pixel costs: Eq. 5 / (C H W ln 2), per image.
+
+    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t; the
+    total is the prior plus the sum over all T of them, estimated where K < T.
+    """
+
+    total: Tensor
+    prior: Tensor
+    terms: Tensor
+    t: Tensor
+
+
+def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
+    """Variances of the T forward steps, from beta_1 to beta_T in equal steps [Ho20 Section 4].
+
+    float64 (T,). The paper has T = 1000; another T takes betas larger by 1000/T, as in lesson 9's
+    paper, so that x_T is noise all the same.
+    """
+    beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
+    if not (T >= 1 and 0 < beta_1 <= beta_T and beta[-1] < 1):
+        raise UserError(
+            f"no linear schedule has T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            "0 < beta_1 <= beta_T and 1000/T * beta_T < 1 must hold"
+        )
+    return beta
+
+
+def kl(p: Gaussian, q: Gaussian) -> Tensor:
+    """KL divergence from q to p, in nats per element.
+
+    KL(p || q) = ½ [log(σq²/σp²) + (σp² + (μp - μq)²) / σq² - 1]
+    """
+    log_ratio = p.log_var - q.log_var
+    return 0.5 * (log_ratio.exp() - log_ratio - 1 + (p.mean - q.mean) ** 2 / q.log_var.exp())
+
+
+def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
+    """Log of the mass that p gives to each pixel's 8-bit level, in nats per pixel [Ho20 Eq. 13].
+
+    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels reach to -∞ and ∞.
+
+    x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
+    Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
+    """
+    precision = torch.exp(-0.5 * p.log_var)
+    above = precision * (x + 1 / 255 - p.mean)
+    below = precision * (x - 1 / 255 - p.mean)
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): of the two take the one in the left tail, where log Φ is exact.
+    right_tail = above + below > 0
+    high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
+    low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
+    inside = high + torch.log(-torch.expm1(low - high))
+    lowest, highest = x < -1 + 1 / 255, x > 1 - 1 / 255
+    outer = torch.where(lowest, torch.special.log_ndtr(above), torch.special.log_ndtr(-below))
+    return torch.where(lowest | highest, outer, inside)
+
+
+class DDPM(nn.Module):
+    """The forward process q, its posterior, the reverse process p, their loss and their bound.
+
+    Args:
+        beta: float64 (T,), the variances of the forward steps.
+        variance: of the reverse steps, "beta" or "beta_tilde", the two extremes of Section 3.2.
+    """
+
+    signal_rate: Tensor  # √ᾱ_t
+    noise_rate: Tensor  # √(1-ᾱ_t)
+    post_x0: Tensor  # what x0 and xt weigh in the posterior's mean
+    post_xt: Tensor
+    post_log_var: Tensor  # log β̃_t
+    log_var: Tensor  # log σ_t² of the reverse steps
+
+    def __init__(self, beta: Tensor, variance: Variance = "beta") -> None:
+        super().__init__()
+        if variance not in ("beta", "beta_tilde"):
+            raise UserError(f"variance {variance!r} is not known: take beta or beta_tilde")
+        self.num_timesteps = T = len(beta)
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        beta = torch.cat([zero, beta.double()])
+        self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
+        before = torch.cat([one, alpha_bar[:-1]])
+        noise = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t, with slot 0 kept out of a division
+
+        beta_tilde = (1 - before) / noise * beta  # Eq. 7
+        # β̃_1 = 0 has no logarithm; the authors' code puts β̃_2 there, for both variances.
+        beta_tilde[:2] = beta_tilde[min(2, T)] if T > 1 else beta[1]
+        variances = (
+            beta_tilde if variance == "beta_tilde" else torch.cat([beta_tilde[:2], beta[2:]])
+        )
+
+        self.table("signal_rate", alpha_bar.sqrt())
+        self.table("noise_rate", (1 - alpha_bar).sqrt())
+        self.table("post_x0", before.sqrt() * beta / noise)
+        self.table("post_xt", (1 - beta).sqrt() * (1 - before) / noise)
+        self.table("post_log_var", beta_tilde.log())
+        self.table("log_var", variances.log())
+
+    def table(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.float().view(-1, 1, 1, 1), persistent=False)
+
+    def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The noisy image: xt = √ᾱ_t x0 + √(1-ᾱ_t) ε [Ho20 Eq. 4]."""
+        return self.signal_rate[t] * x0 + self.noise_rate[t] * eps
+
+    def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
+        """q(x_{t-1} | xt, x0): one step back if the clean image were known [Ho20 Eq. 6, 7].
+
+        μ̃_t = √ᾱ_{t-1} β_t/(1-ᾱ_t) x0 + √α_t (1-ᾱ_{t-1})/(1-ᾱ_t) xt,  β̃_t = (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
+        """
+        mean = self.post_x0[t] * x0 + self.post_xt[t] * xt
+        return Gaussian(mean, self.post_log_var[t].expand_as(mean))
+
+    def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The clean image that xt holds if eps is its noise: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
+        return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
+
+    def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
+        """p(x_{t-1} | xt) from out = model(xt, t): the posterior of the estimated x0 [Ho20 Eq. 11].
+
+        Without clipping the mean is Eq. 11's 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂), written by way of x̂0.
+        Differs: clipping x̂0 to [-1, 1] stands in the authors' code, not in the paper.
+        """
+        x0_hat = self.predict_x0(xt, t, out)
+        if clip_x0:
+            x0_hat = x0_hat.clamp(-1, 1)
+        mean = self.q_posterior(x0_hat, xt, t).mean
+        return Gaussian(mean, self.log_var[t].expand_as(mean))
+
+    def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """L_simple: the mean squared error of the noise estimate [Ho20 Eq. 14]. (B,), 1 per element
+        for a network that answers 0."""
+        eps_hat = model(self.q_sample(x0, t, eps), t)
+        return ((eps - eps_hat) ** 2).flatten(1).mean(1)
+
+    @torch.no_grad()
+    def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
+        """One step of Algorithm 2: x_{t-1} from xt, without noise at the last step, t = 1."""
+        t_batch = torch.full((len(xt),), t, device=xt.device)
+        p = self.p_mean_variance(model(xt, t_batch), xt, t_batch, clip_x0)
+        return p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * torch.randn_like(xt)
+
+    def sample(
+        self,
+        model: Network,
+        x_T: Tensor,
+        clip_x0: bool = True,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Algorithm 2: from noise x_T (B, C, H, W) to images, in T steps.
+
+        on_step(t - 1, x_{t-1}) sees every image on the way.
+        """
+        xt = x_T
+        for t in range(self.num_timesteps, 0, -1):
+            xt = self.p_sample(model, xt, t, clip_x0)
+            if on_step is not None:
+                on_step(t - 1, xt)
+        return xt
+
+    def vlb_term(
+        self, model: Network, x0: Tensor, t: Tensor, eps: Tensor, clip_x0: bool = False
+    ) -> Tensor:
+        """The term of the bound that belongs to t, in bits per dimension, (B,) [Ho20 Eq. 5].
+
+        t > 1: L_{t-1} = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt));  t = 1: L_0 = -log p(x0 | x1)
+        """
+        xt = self.q_sample(x0, t, eps)
+        p = self.p_mean_variance(model(xt, t), xt, t, clip_x0)
+        nats = torch.where(
+            (t == 1).view(-1, 1, 1, 1),
+            -discretized_log_likelihood(x0, p),
+            kl(self.q_posterior(x0, xt, t), p),
+        )
+        return nats.flatten(1).mean(1) / math.log(2)
+
+    def prior_bits(self, x0: Tensor) -> Tensor:
+        """L_T = KL(q(xT | x0) || N(0, 1)), in bits per dimension, (B,) [Ho20 Eq. 5]."""
+        T = self.num_timesteps
+        mean = self.signal_rate[T] * x0
+        q = Gaussian(mean, 2 * self.noise_rate[T].log().expand_as(mean))
+        standard = Gaussian(torch.zeros_like(mean), torch.zeros_like(mean))
+        return kl(q, standard).flatten(1).mean(1) / math.log(2)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self, model: Network, x0: Tensor, num_terms: int | None = None, clip_x0: bool = False
+    ) -> BitsPerDim:
+        """The bound of Eq. 5 on x0 (B, C, H, W), each image with its own noise [Ho20 Eq. 5].
+
+        All T terms, or `num_terms` of them: t = 1 always, and from each of num_terms - 1 equal
+        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased; the
+        standard error of the mean over images is total.std() / √B.
+        """
+        edges = strata(self.num_timesteps, num_terms)
+        prior = self.prior_bits(x0)
+        total, terms, times = prior.clone(), [], []
+        for first, last in pairwise(edges):
+            t = torch.randint(first, last, (len(x0),), device=x0.device)
+            term = self.vlb_term(model, x0, t, torch.randn_like(x0), clip_x0)
+            total += (last - first) * term
+            terms.append(term)
+            times.append(t)
+        return BitsPerDim(total, prior, torch.stack(terms, 1), torch.stack(times, 1))
+
+
+def strata(T: int, num_terms: int | None) -> list[int]:
+    """Edges that cut 1..T into num_terms parts [edge, next edge): {1}, then 2..T evenly."""
+    parts = T if num_terms is None else num_terms
+    if not (parts == T or 2 <= parts < T):
+        raise UserError(f"num_terms is {num_terms}: take 2 to {T} terms of the bound")
+    return [1] + [2 + (T - 1) * k // max(parts - 1, 1) for k in range(parts)]
+
+
+@torch.no_grad()
+def preview(process: DDPM, model: Network, x_T: Tensor, num_steps: int = 50) -> Tensor:
+    """Algorithm 2 on only num_steps of the T steps, evenly spread: a quick look while training.
+
+    Straight from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1} and 1 - ᾱ_t/ᾱ_s for β_t.
+    Differs: the paper takes every step. Why fewer may do is lessons 6 and 9.
+    """
+    T = process.num_timesteps
+    times = torch.linspace(T, 0, min(num_steps, T) + 1).round().long().tolist()
+    xt = x_T
+    for t, s in pairwise(times):
+        t_batch = torch.full((len(xt),), t, device=xt.device)
+        x0_hat = process.predict_x0(xt, t_batch, model(xt, t_batch)).clamp(-1, 1)
+        bar_t, bar_s = process.alpha_bar[t].item(), process.alpha_bar[s].item()
+        beta = 1 - bar_t / bar_s
+        mean = math.sqrt(bar_s) * beta * x0_hat + math.sqrt(bar_t / bar_s) * (1 - bar_s) * xt
+        variance = (1 - bar_s) / (1 - bar_t) * beta  # 0 at the last step, s = 0
+        xt = mean / (1 - bar_t) + math.sqrt(variance) * torch.randn_like(xt)
+    return xt
