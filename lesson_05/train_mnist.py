@@ -11,7 +11,7 @@ from common import cli, mnist
 from common.ema import Ema
 from common.images import from_uint8, save_curves, save_grid
 from common.run import Run, RunOptions, learning_rate_factor
-from lesson_05.ddpm import DDPM, Variance, linear_beta, preview
+from lesson_05.ddpm import DDPM, Network, Variance, linear_beta, preview
 from lesson_05.sample_mnist import save_forward, save_samples
 from lesson_05.unet import UNet
 
@@ -107,7 +107,7 @@ def main(
         run.say(f"More of them: python sample_mnist.py --model_checkpoint {run.latest()}")
 
 
-def held_out_loss(process: DDPM, ema: Ema, levels: Tensor) -> Tensor:
+def held_out_loss(process: DDPM, ema: Network, levels: Tensor) -> Tensor:
     """The averaged network's loss on test images, at times spread over 1..T."""
     x0 = from_uint8(levels[:256]).to(process.signal_rate.device)
     t = torch.linspace(1, process.num_timesteps, len(x0), device=x0.device).round().long()

@@ -6,6 +6,7 @@ A `UNet` is made of `Block`s; a `Block` is a `ResidualBlock` and, at some resolu
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,16 +78,17 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block and, where the resolution asks for it, self-attention."""
+    """A residual block and, where the resolution asks for it, attention: to itself, and to the
+    context, if there is any."""
 
-    def __init__(self, residual: ResidualBlock, attention: SelfAttention | None) -> None:
+    def __init__(self, residual: ResidualBlock, attention: nn.Module | None) -> None:
         super().__init__()
         self.residual = residual
         self.attention = attention
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, *context: Any) -> Tensor:
         h = self.residual(h, emb)
-        return h if self.attention is None else self.attention(h)
+        return h if self.attention is None else self.attention(h, *context)
 
 
 class Downsample(nn.Conv2d):
@@ -186,21 +188,24 @@ class UNet(nn.Module):
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         return self.estimate(xt, self.time(timestep_embedding(t, self.channels)))
 
-    def estimate(self, xt: Tensor, emb: Tensor) -> Tensor:
-        """The way down, the middle and the way up, told the time (and whatever else) by emb."""
+    def estimate(self, xt: Tensor, emb: Tensor, *context: Any) -> Tensor:
+        """The way down, the middle and the way up, told the time (and whatever else) by emb.
+
+        The context, if there is any, goes to every block's attention.
+        """
         height, width = xt.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         top, left = bottom // 2, right // 2
         h = self.conv_in(F.pad(xt, (left, right - left, top, bottom - top)))
         kept = [h]
         for layer in self.down:
-            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+            h = layer(h, emb, *context) if isinstance(layer, Block) else layer(h)
             kept.append(h)
         for layer in self.middle:
-            h = layer(h, emb)
+            h = layer(h, emb, *context)
         for layer in self.up:
             if isinstance(layer, Block):
-                h = layer(torch.cat([h, kept.pop()], dim=1), emb)
+                h = layer(torch.cat([h, kept.pop()], dim=1), emb, *context)
             else:
                 h = layer(h)
         h = self.conv_out(F.silu(self.norm_out(h)))

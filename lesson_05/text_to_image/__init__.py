@@ -1,0 +1,1 @@
+"""Lesson 5 with prompts: a digit in words."""

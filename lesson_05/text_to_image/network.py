@@ -1,0 +1,68 @@
+"""Lesson 5's U-Net with a prompt: wherever pixels attend to pixels, they then attend to the text.
+
+context = model.encode(tokens)                      # once
+process.loss(partial(model, context=context), ...)  # a network like any other
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from lesson_05.guidance import Guided
+from lesson_05.text_to_image.text import Attention, Context, TextEncoder, null_prompt
+from lesson_05.unet import Block, SelfAttention, UNet, timestep_embedding
+
+
+class TextAttention(nn.Module):
+    """The self-attention of lesson 5, then cross-attention: every pixel looks at every token.
+
+    h (B, C, H, W), context with a sequence (B, L, dim) -> the shape of h, added to the input.
+
+    Args:
+        self_attention: to come first.
+        context_dim: features of a token.
+    """
+
+    def __init__(self, self_attention: SelfAttention, context_dim: int) -> None:
+        super().__init__()
+        norm = self_attention.norm
+        self.self_attention = self_attention
+        self.norm = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
+        self.cross = Attention(norm.num_channels, context_dim, self_attention.num_heads)
+        nn.init.zeros_(self.cross.out.weight)  # as in every block: at first, only the shortcut
+        nn.init.zeros_(self.cross.out.bias)
+
+    def forward(self, h: Tensor, context: Context) -> Tensor:
+        h = self.self_attention(h)
+        pixels = rearrange(self.norm(h), "b c h w -> b (h w) c")
+        y = self.cross(pixels, context)
+        return h + rearrange(y, "b (h w) c -> b c h w", h=h.shape[2])
+
+
+class TextToImageUNet(UNet):
+    """eps_hat = model(xt, t, context): lesson 5's U-Net, and the encoder that is trained with it.
+
+    Args:
+        text: the encoder.
+        network: the arguments of the U-Net.
+    """
+
+    def __init__(self, text: TextEncoder, **network: Any) -> None:
+        super().__init__(**network)
+        self.text = text
+        for block in list(self.modules()):
+            if isinstance(block, Block) and isinstance(block.attention, SelfAttention):
+                block.attention = TextAttention(block.attention, text.dim)
+
+    def encode(self, tokens: Tensor) -> Context:
+        return self.text(tokens)
+
+    def forward(self, xt: Tensor, t: Tensor, context: Context) -> Tensor:  # type: ignore[override]
+        return self.estimate(xt, self.time(timestep_embedding(t, self.channels)), context)
+
+    @torch.no_grad()
+    def bind(self, tokens: Tensor, guidance: float = 1.0) -> Guided:
+        """The network to sample for these prompts (B, L), which are encoded here, once."""
+        return Guided(self, guidance, self.encode(tokens), self.encode(null_prompt(tokens)))
