@@ -72,7 +72,7 @@ def call(
     parser.add_argument("--config", action="config", help="a preset: a YAML file of flags")
     parser.add_function_arguments(main, as_positional=False, skip={*flat, *groups})
     for name, kind in groups.items():
-        skip = {"image_channels", "image_size"}  # these come from the data
+        skip = {"image_channels", "image_size", "learned_variance"}  # the script says these
         parser.add_class_arguments(kind, name, as_positional=False, skip=skip)
     for kind in flat.values():
         parser.add_class_arguments(kind, as_positional=False)

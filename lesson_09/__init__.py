@@ -1,0 +1,1 @@
+"""Lesson 9: Improved Denoising Diffusion Probabilistic Models [Nichol21]."""

@@ -1,0 +1,356 @@
+"""Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal 2021 (arXiv 2102.09672),
+"Nichol21".
+
+What it adds to lesson 5: a cosine schedule, a learned variance, the loss that trains it, and
+samples in fewer steps. `diff -u lesson_05/ddpm.py lesson_09/iddpm.py` shows the paper.
+
+The time t counts as in the paper: x0 is the image, xT is noise, and slot 0 of every table belongs
+to the clean image. Tables have shape (T+1, 1, 1, 1), so that table[t] of t (B,) multiplies images
+(B, C, H, W).
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Variance = Literal["learned", "beta", "beta_tilde"]
+Schedule = Literal["linear", "cosine"]
+
+
+class Gaussian(NamedTuple):
+    """Independent normals, one a pixel: mean (B, C, H, W) and the natural log of the variance."""
+
+    mean: Tensor
+    log_var: Tensor
+
+
+class BitsPerDim(NamedTuple):
+    """A bound on the bits that one value of one pixel costs: Eq. 4 / (C H W ln 2), per image.
+
+    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t; the
+    total is the prior plus the sum over all T of them, estimated where K < T.
+    """
+
+    total: Tensor
+    prior: Tensor
+    terms: Tensor
+    t: Tensor
+
+
+def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
+    """Variances of the T forward steps, from beta_1 to beta_T in equal steps [Ho20 Section 4].
+
+    float64 (T,). Another T than 1000 takes betas larger by 1000/T, so that x_T is noise all the
+    same [Nichol21, the code].
+    """
+    if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
+        raise UserError(
+            f"no linear schedule has T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            "0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
+        )
+    return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
+
+
+def cosine_beta(T: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """Variances of the T forward steps that let ᾱ fall like a squared cosine [Nichol21 Eq. 17].
+
+    ᾱ_t = f(t)/f(0),  f(t) = cos²((t/T + s)/(1 + s) · π/2),  β_t = min(1 - ᾱ_t/ᾱ_{t-1}, max_beta)
+
+    float64 (T,). s keeps the first steps from being too small to matter; max_beta holds back the
+    last, which would be 1 as f(T) = 0.
+    """
+    if not (T >= 1 and s >= 0 and 0 < max_beta < 1):
+        raise UserError(
+            f"no cosine schedule has T = {T}, s = {s}, max_beta = {max_beta}: "
+            "T >= 1, s >= 0 and 0 < max_beta < 1 must hold"
+        )
+    t = torch.arange(T + 1, dtype=torch.float64)
+    f = torch.cos((t / T + s) / (1 + s) * (math.pi / 2)) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
+
+
+def named_beta(schedule: Schedule, T: int) -> Tensor:
+    """The schedule of that name, with the paper's constants. float64 (T,)."""
+    schedules = {"linear": linear_beta, "cosine": cosine_beta}
+    if schedule not in schedules:
+        raise UserError(f"schedule {schedule!r} is not known: take {' or '.join(schedules)}")
+    return schedules[schedule](T)
+
+
+def kl(p: Gaussian, q: Gaussian) -> Tensor:
+    """KL divergence from q to p, in nats per element.
+
+    KL(p || q) = ½ [log(σq²/σp²) + (σp² + (μp - μq)²) / σq² - 1]
+    """
+    log_ratio = p.log_var - q.log_var
+    return 0.5 * (log_ratio.exp() - log_ratio - 1 + (p.mean - q.mean) ** 2 / q.log_var.exp())
+
+
+def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
+    """Log of the mass that p gives to each pixel's 8-bit level, in nats per pixel [Ho20 Eq. 13].
+
+    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels reach to -∞ and ∞.
+
+    x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
+    Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
+    """
+    precision = torch.exp(-0.5 * p.log_var)
+    above = precision * (x + 1 / 255 - p.mean)
+    below = precision * (x - 1 / 255 - p.mean)
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): of the two take the one in the left tail, where log Φ is exact.
+    right_tail = above + below > 0
+    high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
+    low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
+    inside = high + torch.log(-torch.expm1(low - high))
+    lowest, highest = x < -1 + 1 / 255, x > 1 - 1 / 255
+    outer = torch.where(lowest, torch.special.log_ndtr(above), torch.special.log_ndtr(-below))
+    return torch.where(lowest | highest, outer, inside)
+
+
+class ImprovedDDPM(nn.Module):
+    """The forward process q, its posterior, the reverse process p, their loss and their bound.
+
+    Args:
+        beta: float64 (T,), the variances of the forward steps.
+        variance: of the reverse steps, "learned" between "beta" and "beta_tilde", or one of these.
+        simple_weight: of L_simple in the loss.
+        vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 1e-3), L_vlb (0, 1).
+        timesteps: T original times, ascending, which the network is told; 1..T unless given.
+    """
+
+    signal_rate: Tensor  # √ᾱ_t
+    noise_rate: Tensor  # √(1-ᾱ_t)
+    post_x0: Tensor  # what x0 and xt weigh in the posterior's mean
+    post_xt: Tensor
+    post_log_var: Tensor  # log β̃_t
+    log_beta: Tensor  # log β_t
+    log_var: Tensor  # log σ_t² of the reverse steps, where it is fixed
+    timesteps: Tensor  # int64 (T+1,): the time as the network knows it
+
+    def __init__(
+        self,
+        beta: Tensor,
+        variance: Variance = "learned",
+        simple_weight: float = 1.0,
+        vlb_weight: float = 1e-3,
+        timesteps: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if variance not in ("learned", "beta", "beta_tilde"):
+            raise UserError(f"variance {variance!r} is not known: take learned, beta or beta_tilde")
+        if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
+            raise UserError(
+                f"simple_weight is {simple_weight} and vlb_weight {vlb_weight}: "
+                "neither may be negative, and one must be positive"
+            )
+        self.variance, self.simple_weight, self.vlb_weight = variance, simple_weight, vlb_weight
+        self.num_timesteps = T = len(beta)
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        beta = torch.cat([zero, beta.double()])
+        self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
+        before = torch.cat([one, alpha_bar[:-1]])
+        noise = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t, with slot 0 kept out of a division
+
+        beta_tilde = (1 - before) / noise * beta  # Eq. 10
+        # β̃_1 = 0 has no logarithm; the authors' code puts β̃_2 there, for both fixed variances.
+        beta_tilde[:2] = beta_tilde[min(2, T)] if T > 1 else beta[1]
+        variances = beta_tilde if variance == "beta_tilde" else beta.clone()
+        variances[:2] = beta_tilde[:2]
+
+        self.table("signal_rate", alpha_bar.sqrt())
+        self.table("noise_rate", (1 - alpha_bar).sqrt())
+        self.table("post_x0", before.sqrt() * beta / noise)
+        self.table("post_xt", (1 - beta).sqrt() * (1 - before) / noise)
+        self.table("post_log_var", beta_tilde.log())
+        self.table("log_beta", torch.cat([beta[1:2], beta[1:]]).log())  # β_1 itself at t = 1
+        self.table("log_var", variances.log())
+        times = torch.arange(1, T + 1) if timesteps is None else timesteps
+        times = torch.cat([torch.zeros(1, dtype=torch.int64), times])
+        self.register_buffer("timesteps", times, persistent=False)
+
+    def table(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.float().view(-1, 1, 1, 1), persistent=False)
+
+    def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The noisy image: xt = √ᾱ_t x0 + √(1-ᾱ_t) ε [Nichol21 Eq. 9]."""
+        return self.signal_rate[t] * x0 + self.noise_rate[t] * eps
+
+    def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
+        """q(x_{t-1} | xt, x0): one step back if the clean image were known [Nichol21 Eq. 10-12].
+
+        μ̃_t = √ᾱ_{t-1} β_t/(1-ᾱ_t) x0 + √α_t (1-ᾱ_{t-1})/(1-ᾱ_t) xt,  β̃_t = (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
+        """
+        mean = self.post_x0[t] * x0 + self.post_xt[t] * xt
+        return Gaussian(mean, self.post_log_var[t].expand_as(mean))
+
+    def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The clean image that xt holds if eps is its noise: Eq. 9 solved for x0."""
+        return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
+
+    def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
+        """p(x_{t-1} | xt) from out = model(xt, t) (B, 2C, H, W), or C where the variance is fixed.
+
+        The first C channels are ε̂, and the mean is the posterior's for the x0 that they say;
+        without clipping it is 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂) [Nichol21 Eq. 13].
+        The last C are v: σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15].
+
+        Differs: v = -1 stands for the paper's v = 0, so that a network which answers 0 is halfway
+        between the bounds (the authors' code). Clipping x̂0 to [-1, 1] is in the authors' code,
+        not in the paper.
+        """
+        channels = xt.shape[1]
+        x0_hat = self.predict_x0(xt, t, out[:, :channels])
+        if clip_x0:
+            x0_hat = x0_hat.clamp(-1, 1)
+        mean = self.q_posterior(x0_hat, xt, t).mean
+        if self.variance != "learned":
+            return Gaussian(mean, self.log_var[t].expand_as(mean))
+        _, v = out.split(channels, dim=1)
+        frac = (v + 1) / 2
+        return Gaussian(mean, frac * self.log_beta[t] + (1 - frac) * self.post_log_var[t])
+
+    def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """L_simple + λ L_vlb, as one drawn t estimates it. (B,) [Nichol21 Eq. 16]."""
+        return self.weighted(*self.loss_terms(model, x0, t, eps))
+
+    def loss_terms(
+        self, model: Network, x0: Tensor, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms, (B,) each [Nichol21 Eq. 14, 5, 6].
+
+        simple: the mean squared error of the noise estimate, 1 for a network that answers 0.
+        vlb: the one term of the bound that belongs to t, in bits per dimension. Where L_simple
+        trains the mean, L_vlb trains the variance alone and the mean is held fixed in it.
+        """
+        xt = self.q_sample(x0, t, eps)
+        out = model(xt, self.timesteps[t])
+        eps_hat, v = out[:, : x0.shape[1]], out[:, x0.shape[1] :]
+        simple = ((eps - eps_hat) ** 2).flatten(1).mean(1)
+        if self.simple_weight > 0:
+            out = torch.cat([eps_hat.detach(), v], dim=1)
+        p = self.p_mean_variance(out, xt, t, clip_x0=False)
+        return simple, self.term_bits(p, x0, xt, t)
+
+    def weighted(self, simple: Tensor, vlb: Tensor) -> Tensor:
+        """The loss from its terms. L_vlb is a sum over all T terms [Nichol21 Eq. 4], and T times
+        the term of a random t is what estimates it: λ multiplies that, not the one term."""
+        return self.simple_weight * simple + self.vlb_weight * self.num_timesteps * vlb
+
+    @torch.no_grad()
+    def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
+        """One step back: x_{t-1} from xt, without noise at the last step, t = 1."""
+        t_batch = torch.full((len(xt),), t, device=xt.device)
+        p = self.p_mean_variance(model(xt, self.timesteps[t_batch]), xt, t_batch, clip_x0)
+        return p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * torch.randn_like(xt)
+
+    def sample(
+        self,
+        model: Network,
+        x_T: Tensor,
+        clip_x0: bool = True,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """From noise x_T (B, C, H, W) to images, in T steps; `strided(S).sample` takes S.
+
+        on_step(t - 1, x_{t-1}) sees every image on the way.
+        """
+        xt = x_T
+        for t in range(self.num_timesteps, 0, -1):
+            xt = self.p_sample(model, xt, t, clip_x0)
+            if on_step is not None:
+                on_step(t - 1, xt)
+        return xt
+
+    def strided(self, num_steps: int) -> "ImprovedDDPM":
+        """The process of num_steps steps that passes through the same ᾱ [Nichol21 Eq. 19].
+
+        β_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}} at times τ_1 < ... < τ_S; β̃, and with it the learned
+        variance, follows. The network is told τ_i, the time at which it saw so much noise.
+        """
+        times = strided_timesteps(self.num_timesteps, num_steps)
+        alpha_bar = self.alpha_bar[times]
+        beta = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        device = self.timesteps.device
+        return ImprovedDDPM(
+            beta,
+            self.variance,
+            self.simple_weight,
+            self.vlb_weight,
+            self.timesteps[times.to(device)].cpu(),
+        ).to(device)
+
+    def vlb_term(
+        self, model: Network, x0: Tensor, t: Tensor, eps: Tensor, clip_x0: bool = False
+    ) -> Tensor:
+        """The term of the bound that belongs to t, in bits per dimension, (B,) [Nichol21 Eq. 4]."""
+        xt = self.q_sample(x0, t, eps)
+        p = self.p_mean_variance(model(xt, self.timesteps[t]), xt, t, clip_x0)
+        return self.term_bits(p, x0, xt, t)
+
+    def term_bits(self, p: Gaussian, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """What p costs at t, in bits per dimension, (B,) [Nichol21 Eq. 5, 6].
+
+        t > 1: L_{t-1} = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt));  t = 1: L_0 = -log p(x0 | x1)
+        """
+        nats = kl(self.q_posterior(x0, xt, t), p)
+        last = t == 1
+        decoder = Gaussian(p.mean[last], p.log_var[last])
+        nats[last] = -discretized_log_likelihood(x0[last], decoder)
+        return nats.flatten(1).mean(1) / math.log(2)
+
+    def prior_bits(self, x0: Tensor) -> Tensor:
+        """L_T = KL(q(xT | x0) || N(0, 1)), in bits per dimension, (B,) [Nichol21 Eq. 7]."""
+        T = self.num_timesteps
+        mean = self.signal_rate[T] * x0
+        q = Gaussian(mean, 2 * self.noise_rate[T].log().expand_as(mean))
+        standard = Gaussian(torch.zeros_like(mean), torch.zeros_like(mean))
+        return kl(q, standard).flatten(1).mean(1) / math.log(2)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self, model: Network, x0: Tensor, num_terms: int | None = None, clip_x0: bool = False
+    ) -> BitsPerDim:
+        """The bound of Eq. 4 on x0 (B, C, H, W), each image with its own noise [Nichol21 Eq. 4].
+
+        All T terms, or `num_terms` of them: t = 1 always, and from each of num_terms - 1 equal
+        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased;
+        the standard error of the mean over images is total.std() / √B.
+        """
+        edges = strata(self.num_timesteps, num_terms)
+        prior = self.prior_bits(x0)
+        total, terms, times = prior.clone(), [], []
+        for first, last in pairwise(edges):
+            t = torch.randint(first, last, (len(x0),), device=x0.device)
+            term = self.vlb_term(model, x0, t, torch.randn_like(x0), clip_x0)
+            total += (last - first) * term
+            terms.append(term)
+            times.append(t)
+        return BitsPerDim(total, prior, torch.stack(terms, 1), torch.stack(times, 1))
+
+
+def strata(T: int, num_terms: int | None) -> list[int]:
+    """Edges that cut 1..T into num_terms parts [edge, next edge): {1}, then 2..T evenly."""
+    parts = T if num_terms is None else num_terms
+    if not (parts == T or 2 <= parts < T):
+        raise UserError(f"num_terms is {num_terms}: take 2 to {T} terms of the bound")
+    return [1] + [2 + (T - 1) * k // max(parts - 1, 1) for k in range(parts)]
+
+
+def strided_timesteps(T: int, num_steps: int) -> Tensor:
+    """num_steps times from 1 to T, evenly spread: round(1 + i (T-1)/(S-1)) [Nichol21 Section 4].
+
+    int64 (S,), ascending, exactly S of them for every S from 1 to T; S = 1 is T alone.
+    """
+    if not 1 <= num_steps <= T:
+        raise UserError(f"num_steps is {num_steps}: take 1 to {T} of the {T} steps")
+    if num_steps == 1:
+        return torch.tensor([T])
+    i = torch.arange(num_steps, dtype=torch.float64)
+    return (1 + i * (T - 1) / (num_steps - 1)).round().long()
