@@ -23,7 +23,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     cos(ω_i (t-1)), sin(ω_i (t-1)),  ω_i = 10000^(-i/(dim/2))
 
     t int64 (B,), 1 <= t <= T -> float32 (B, dim). The published weights count the time from 0.
-    Differs: for T other than 1000 the authors' code can scale the time to 0..1000.
+    Differs: the authors' CIFAR-10 models, of T = 4000, are told (t - 1) 1000/T.
     """
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -34,7 +34,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """Twice norm, SiLU and convolution, around a shortcut; the time enters at the second norm.
 
-    y = norm(y) (1 + scale) + shift, both read from the time [Nichol21 Section 2.4]; without
+    y = norm(y) (1 + scale) + shift, both read from the time [Nichol21 Appendix A]; without
     scale_shift_norm y = norm(y + time), as in lesson 5.
 
     h (B, in_channels, H, W), emb (B, emb_dim) -> (B, out_channels, H, W).
