@@ -4,7 +4,7 @@ Images are float (B, C, H, W) in [-1, 1] with one or three channels; what lies o
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -63,12 +63,28 @@ def save_curves(path: Path, metrics: Path, columns: Sequence[str], title: str) -
     """Columns of a metrics.csv against its steps, on a logarithmic axis."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    curves = {}
     for column in columns:
-        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=column.replace("_", " "), linewidth=1.2)
-    axes.set(xlabel="training step", ylabel="mean squared error of the noise", yscale="log")
+        given = [row for row in rows if row.get(column)]
+        if given:
+            x, y = [int(row["step"]) for row in given], [float(row[column]) for row in given]
+            curves[column.replace("_", " ")] = (x, y)
+    save_plot(path, curves, "training step", "mean squared error of the noise", title)
+
+
+def save_plot(
+    path: Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    yscale: str = "log",
+) -> None:
+    """Curves by name, each a sequence of x and one of y."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name, linewidth=1.2)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axes.set_title(title, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
