@@ -33,6 +33,7 @@ class RunOptions:
         compile: let torch.compile build faster code first, for a minute or more.
         log_every: steps between rows of metrics.csv.
         preview_every: steps between previews.
+        num_previews: images in a preview.
         checkpoint_every: steps between checkpoints; the last two are kept.
     """
 
@@ -44,6 +45,7 @@ class RunOptions:
     compile: bool = False
     log_every: int = 100
     preview_every: int = 500
+    num_previews: int = 64
     checkpoint_every: int = 500
 
 
@@ -66,9 +68,8 @@ class Run:
     """
 
     def __init__(self, options: RunOptions, folder: Path, lesson: str) -> None:
-        for name in ("log_every", "preview_every", "checkpoint_every"):
-            if getattr(options, name) < 1:
-                raise UserError(f"{name} is {getattr(options, name)}: it must be at least 1")
+        names = ("log_every", "preview_every", "num_previews", "checkpoint_every")
+        check(lambda value: value >= 1, "at least 1", **{n: getattr(options, n) for n in names})
         self.options, self.lesson = options, lesson
         self.device = pick_device(options.device)
         self.folder = Path(options.output_dir) if options.output_dir else folder / "output"
@@ -174,8 +175,7 @@ class Run:
 
     def steps(self, num_training_steps: int) -> Iterator[int]:
         """The steps still to do, counted from 1, behind a bar; saves where it is due."""
-        if num_training_steps < 1:
-            raise UserError(f"num_training_steps is {num_training_steps}: it must be at least 1")
+        check(lambda value: value >= 1, "at least 1", num_training_steps=num_training_steps)
         self.last_step = num_training_steps
         self.clock = time.perf_counter()
         steps = range(self.start + 1, num_training_steps + 1)
@@ -278,10 +278,18 @@ class Run:
         raise SystemExit(128 + (self.stopped_by or 0))
 
 
+def check(holds: Callable[[float], bool], wanted: str, **values: float) -> None:
+    """Refuse, by name, the first value for which something does not hold."""
+    for name, value in values.items():
+        if not holds(value):
+            raise UserError(f"{name} is {value}: it must be {wanted}")
+
+
 def learning_rate_factor(
     num_training_steps: int, num_warmup_steps: int, decay: bool
 ) -> Callable[[int], float]:
     """What to multiply the learning rate by at a step: rising, then level or falling to zero."""
+    check(lambda value: value >= 1, "at least 1", num_training_steps=num_training_steps)
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / max(num_warmup_steps, 1))

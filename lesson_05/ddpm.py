@@ -45,13 +45,12 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     float64 (T,). The paper has T = 1000; another T takes betas larger by 1000/T, as in lesson 9's
     paper, so that x_T is noise all the same.
     """
-    beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
-    if not (T >= 1 and 0 < beta_1 <= beta_T and beta[-1] < 1):
+    if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
             f"no linear schedule has T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
-            "0 < beta_1 <= beta_T and 1000/T * beta_T < 1 must hold"
+            "0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
-    return beta
+    return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:
@@ -217,8 +216,8 @@ class DDPM(nn.Module):
         """The bound of Eq. 5 on x0 (B, C, H, W), each image with its own noise [Ho20 Eq. 5].
 
         All T terms, or `num_terms` of them: t = 1 always, and from each of num_terms - 1 equal
-        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased; the
-        standard error of the mean over images is total.std() / √B.
+        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased;
+        the standard error of the mean over images is total.std() / √B.
         """
         edges = strata(self.num_timesteps, num_terms)
         prior = self.prior_bits(x0)

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli, mnist
 from common.ema import Ema
 from common.images import from_uint8, save_curves, save_grid
-from common.run import Run, RunOptions, learning_rate_factor
+from common.run import Run, RunOptions, check, learning_rate_factor
 from lesson_05.ddpm import DDPM, Network, Variance, linear_beta, preview
 from lesson_05.sample_mnist import save_forward, save_samples
 from lesson_05.unet import UNet
@@ -53,9 +53,13 @@ def main(
         decay_learning_rate: whether it then falls to zero in a straight line.
         max_grad_norm: a longer gradient is scaled down to this norm.
         ema_decay: of the averaged network, which is the one that is sampled.
-        num_samples: images to sample at the end.
+        num_samples: images to sample at the end, 0 for none.
     """
     config = dict(locals())
+    check(
+        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
+    )
+    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
     with Run(options, Path(__file__).parent, "lesson_05") as run:
         data = mnist.load(dataset, data_dir)
         batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
@@ -93,17 +97,17 @@ def main(
                     run.log(batch_size, held_out_loss=held_out_loss(process, ema, data.test))
             if run.due("preview"):
                 with run.looking():
-                    x_T = torch.randn(64, data.channels, data.size, data.size, device=run.device)
+                    x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     save_grid(run.folder / f"samples_{step:06d}.png", preview(process, ema, x_T))
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
         save_losses(run.folder)
-        run.say(f"Sampling {num_samples} images in {num_timesteps} steps each")
-        with run.looking(options.seed):
-            save_samples(process, ema, data.shape, num_samples, run.folder)
-        run.say(
-            f"Pictures: {run.folder}/samples.png, reverse.gif, reverse.png, forward.png, losses.png"
-        )
+        run.say(f"Pictures of the training: samples_*.png, forward.png, losses.png in {run.folder}")
+        if num_samples > 0:
+            run.say(f"Sampling {num_samples} images in {num_timesteps} steps each")
+            with run.looking(options.seed):
+                save_samples(process, ema, data.shape, num_samples, run.folder)
+            run.say(f"Samples: samples.png, reverse.gif, reverse.png in {run.folder}")
         run.say(f"More of them: python sample_mnist.py --model_checkpoint {run.latest()}")
 
 
