@@ -132,7 +132,7 @@ def save_terms(path: Path, bits: BitsPerDim) -> None:
         {"term of the bound": (times.tolist(), (sums / counts).tolist())},
         "t",
         "bits per dimension",
-        "What each step costs: nearly all of the bound is in the first few.",
+        "Each term of the bound: the first few cost the most.",
     )
 
 
