@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli, mnist
 from common.ema import Ema
 from common.images import save_grid
-from common.run import Run, RunOptions, learning_rate_factor
+from common.run import Run, RunOptions, check, learning_rate_factor
 from lesson_05.ddpm import DDPM, Variance, linear_beta, preview
 from lesson_05.guidance import drop
 from lesson_05.text_to_image.network import TextToImageUNet
@@ -61,9 +61,13 @@ def main(
         decay_learning_rate: whether it then falls to zero in a straight line.
         max_grad_norm: a longer gradient is scaled down to this norm.
         ema_decay: of the averaged network, which is the one that is sampled.
-        num_samples: images to sample at the end.
+        num_samples: images to sample at the end, 0 for none.
     """
     config = dict(locals())
+    check(
+        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
+    )
+    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
     with Run(options, Path(__file__).parent, "lesson_05.text_to_image") as run:
         data = mnist.load(dataset, data_dir)
         batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
@@ -109,16 +113,19 @@ def main(
                     run.log(batch_size, held_out_loss=held_out_loss(process, bound, data.test))
             if run.due("preview"):
                 with run.looking():
-                    bound = averaged.bind(prompts[:, 0].repeat(5, 1))  # "0" to "9", five times
-                    x_T = torch.randn(50, *data.shape, device=run.device)
+                    digit = torch.arange(options.num_previews, device=run.device) % 10
+                    bound = averaged.bind(prompts[digit, 0])  # "0" to "9", again and again
+                    x_T = torch.randn(len(digit), *data.shape, device=run.device)
                     x0_hat = preview(process, bound, x_T)
                     save_grid(run.folder / f"samples_{step:06d}.png", x0_hat, columns=10)
 
         save_losses(run.folder)
-        run.say(f"Sampling {num_samples} images in {num_timesteps} steps each")
-        with run.looking(options.seed):
-            save_prompted(process, averaged, data.shape, None, num_samples, 1.0, run.folder)
-        run.say(f"Pictures: {run.folder}/samples.png, losses.png; prompts.txt tells what was asked")
+        run.say(f"Pictures of the training: samples_*.png, losses.png in {run.folder}")
+        if num_samples > 0:
+            run.say(f"Sampling {num_samples} images in {num_timesteps} steps each")
+            with run.looking(options.seed):
+                save_prompted(process, averaged, data.shape, None, num_samples, 1.0, run.folder)
+            run.say("Samples: samples.png, and what was asked for, prompts.txt")
         run.say(
             "More of them: python sample_mnist.py --prompts seven 3 "
             f"--model_checkpoint {run.latest()}"
