@@ -10,8 +10,8 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli, mnist
 from common.ema import Ema
 from common.images import from_uint8, save_curves, save_grid
-from common.run import Run, RunOptions, learning_rate_factor
-from lesson_09.iddpm import ImprovedDDPM, Schedule, Variance, named_beta
+from common.run import Run, RunOptions, check, learning_rate_factor
+from lesson_09.iddpm import ImprovedDDPM, Network, Schedule, Variance, named_beta
 from lesson_09.sample_mnist import save_forward, save_samples
 from lesson_09.timesteps import TimestepSampler, named_sampler
 from lesson_09.unet import UNet
@@ -60,10 +60,14 @@ def main(
         decay_learning_rate: whether it then falls to zero in a straight line.
         max_grad_norm: a longer gradient is scaled down to this norm.
         ema_decay: of the averaged network, which is the one that is sampled.
-        num_samples: images to sample at the end.
+        num_samples: images to sample at the end, 0 for none.
         num_steps: steps of each of them; all T unless given.
     """
     config = dict(locals())
+    check(
+        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
+    )
+    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
     with Run(options, Path(__file__).parent, "lesson_09") as run:
         data = mnist.load(dataset, data_dir)
         batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
@@ -72,10 +76,8 @@ def main(
 
         beta = named_beta(schedule, num_timesteps)
         process = ImprovedDDPM(beta, variance, simple_weight, vlb_weight).to(run.device)
-        few, last = (
-            process.strided(min(50, num_timesteps)),
-            process.strided(num_steps or num_timesteps),
-        )
+        few = process.strided(min(50, num_timesteps))
+        last = process.strided(num_timesteps if num_steps is None else num_steps)
         timesteps = named_sampler(timestep_sampler, num_timesteps).to(run.device)
         network = {"image_channels": data.channels, "image_size": data.size, **(network or {})}
         network["learned_variance"] = variance == "learned"
@@ -123,23 +125,21 @@ def main(
                     run.log(batch_size, held_out_loss=held_out_loss(process, ema, data.test))
             if run.due("preview"):
                 with run.looking():
-                    x_T = torch.randn(64, *data.shape, device=run.device)
+                    x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     save_grid(run.folder / f"samples_{step:06d}.png", few.sample(ema, x_T))
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
         save_losses(run.folder)
-        run.say(f"Sampling {num_samples} images in {last.num_timesteps} steps each")
-        with run.looking(options.seed):
-            save_samples(last, ema, data.shape, num_samples, run.folder)
-        run.say(
-            f"Pictures: {run.folder}/samples.png, reverse.gif, reverse.png, forward.png, losses.png"
-        )
-        run.say(
-            f"More of them: python sample_mnist.py --model_checkpoint {run.latest()} --num_steps 50"
-        )
+        run.say(f"Pictures of the training: samples_*.png, forward.png, losses.png in {run.folder}")
+        if num_samples > 0:
+            run.say(f"Sampling {num_samples} images in {last.num_timesteps} steps each")
+            with run.looking(options.seed):
+                save_samples(last, ema, data.shape, num_samples, run.folder)
+            run.say(f"Samples: samples.png, reverse.gif, reverse.png in {run.folder}")
+        run.say(f"More of them: python sample_mnist.py --model_checkpoint {run.latest()}")
 
 
-def held_out_loss(process: ImprovedDDPM, ema: Ema, levels: Tensor) -> Tensor:
+def held_out_loss(process: ImprovedDDPM, ema: Network, levels: Tensor) -> Tensor:
     """The averaged network's L_simple on test images, at times spread over 1..T."""
     x0 = from_uint8(levels[:256]).to(process.signal_rate.device)
     t = torch.linspace(1, process.num_timesteps, len(x0), device=x0.device).round().long()
