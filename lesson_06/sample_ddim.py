@@ -15,6 +15,7 @@ from common.device import Precision, autocast, pick_device
 from common.errors import UserError
 from common.images import save_gif, save_grid
 from common.images import save_npz as write_npz
+from common.run import check
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.guidance import in_turn
@@ -70,12 +71,12 @@ def main(
         precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
         sha256: refuse a file with another sum.
     """
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}: it must be at least 1")
+    check(lambda value: value >= 1, "at least 1", num_samples=num_samples)
+    check(lambda value: 0 <= value < float("inf"), "at least 0", guidance=guidance)
+    check_eta(eta)
     place = pick_device(device)
     process, model, content = lessons.load(model_checkpoint, sha256)
     times = ddim_timesteps(process.num_timesteps, num_steps, spacing)
-    check_eta(eta)
     if is_conditional(model):
         if prompts is None:
             prompts = default_prompts(model, num_samples, seed)
