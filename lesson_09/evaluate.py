@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from common import checkpoint, cli, mnist
 from common.device import Precision, autocast, pick_device
-from common.errors import UserError
 from common.images import from_uint8, save_plot
+from common.run import check
 from lesson_09.iddpm import (
     BitsPerDim,
     ImprovedDDPM,
@@ -43,7 +43,7 @@ def main(
 
     Args:
         model_checkpoint: a file, or an http(s) address.
-        num_images: the first so many of the test set.
+        num_images: the first so many of the test set, or all that there are.
         num_terms: of the bound's T terms, drawn for each image: unbiased; T is the full sum.
         num_steps: S: the bound of the process strided to S steps; all T unless given.
         clip_x0: whether each estimate of the clean image is clipped to [-1, 1], as in sampling:
@@ -61,28 +61,25 @@ def main(
     process, model, content = load(model_checkpoint, variance, sha256)
     if num_steps is not None:
         process = process.strided(num_steps)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-    images = mnist.load(content["dataset"], data_dir).test
-    if not 2 <= num_images <= len(images):
-        raise UserError(f"num_images is {num_images}: there are {len(images):,}, and 2 are needed")
+    check(lambda value: value >= 2, "at least 2", num_images=num_images)
+    check(lambda value: value >= 1, "at least 1", batch_size=batch_size)
+    levels = mnist.load(content["dataset"], data_dir).test[:num_images].to(place)
     folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
     checkpoint.make_folder(folder)
 
     torch.manual_seed(seed)
     with autocast(place, precision):
-        levels = images[:num_images].to(place)
         process, model = process.to(place), model.to(place)
         bits = bound(process, model, levels, num_terms, batch_size, clip_x0)
     figures = summary(bits)
     T, terms = process.num_timesteps, bits.terms.shape[1]
-    print(f"{num_images:,} test images of {content['dataset']}, {terms:,} of {T:,} terms an image")
+    print(f"{len(levels):,} test images of {content['dataset']}, {terms:,} of {T:,} terms an image")
     for name, (mean, error) in figures.items():
         print(f"  {name:8} {mean:8.4f} ± {error:.4f} bits/dim")
     result: dict[str, object] = {
         name: {"mean": mean, "standard_error": error} for name, (mean, error) in figures.items()
     }
-    result |= {"num_images": num_images, "num_terms": terms, "num_timesteps": T, "seed": seed}
+    result |= {"num_images": len(levels), "num_terms": terms, "num_timesteps": T, "seed": seed}
     result |= {"precision": precision, "clip_x0": clip_x0, "step": content["step"]}
     (folder / "bits_per_dim.json").write_text(json.dumps(result, indent=2) + "\n")
     save_terms(folder / "terms.png", bits)

@@ -72,7 +72,7 @@ def load(
     with checkpoint.must_fit(source):
         process = ImprovedDDPM(
             named_beta(config["schedule"], config["num_timesteps"]),
-            config["variance"],
+            variance or config["variance"],
             config["simple_weight"],
             config["vlb_weight"],
         )
@@ -82,9 +82,6 @@ def load(
         raise UserError(
             f"{source} was trained without learned variance: take --variance beta or beta_tilde"
         )
-    if variance is not None:
-        beta = named_beta(config["schedule"], process.num_timesteps)
-        process = ImprovedDDPM(beta, variance, process.simple_weight, process.vlb_weight)
     return process, model, content
 
 

@@ -85,7 +85,7 @@ def main(
         ema = Ema(model, ema_decay)
         optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
         factor = learning_rate_factor(num_training_steps, num_warmup_steps, decay_learning_rate)
-        schedule_of_rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        rate_schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         config["network"] = network
         run.track(
             config,
@@ -93,7 +93,7 @@ def main(
             model=model,
             ema=ema,
             optimizer=optimizer,
-            schedule=schedule_of_rate,
+            schedule=rate_schedule,
             timesteps=timesteps,
         )
         run.describe("Improved DDPM [Nichol21]", model, data)
@@ -111,8 +111,8 @@ def main(
             optimizer.step()
             optimizer.zero_grad()
             ema.update_parameters(model)
-            rate = schedule_of_rate.get_last_lr()[0]
-            schedule_of_rate.step()
+            rate = rate_schedule.get_last_lr()[0]
+            rate_schedule.step()
 
             terms = {
                 "loss": losses.detach().mean(),
