@@ -89,6 +89,7 @@ class Run:
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=self.device)
         self.scalars: dict[str, float] = {}
         self.count = 0
+        self.looked = 0.0  # seconds
         torch.manual_seed(options.seed)
 
     def __enter__(self) -> Self:
@@ -120,9 +121,11 @@ class Run:
         """For previews and held-out losses: no gradients, the same random numbers every time, and
         the run's own random numbers untouched."""
         devices = [self.device] if self.device.type == "cuda" else []
+        start = time.perf_counter()
         with torch.random.fork_rng(devices), torch.no_grad(), self.autocast():
             torch.manual_seed(seed)
             yield
+        self.looked += time.perf_counter() - start
 
     def track(self, config: dict[str, Any], dataset: str, **state: Any) -> None:
         """Say what the checkpoints hold; if the run is resumed, restore it from there.
@@ -177,7 +180,7 @@ class Run:
         """The steps still to do, counted from 1, behind a bar; saves where it is due."""
         check(lambda value: value >= 1, "at least 1", num_training_steps=num_training_steps)
         self.last_step = num_training_steps
-        self.clock = time.perf_counter()
+        self.clock = began = time.perf_counter()
         steps = range(self.start + 1, num_training_steps + 1)
         self.bar = tqdm(
             steps, initial=self.start, total=num_training_steps, unit="step", smoothing=0.05
@@ -191,6 +194,9 @@ class Run:
                 self.save()
         self.bar.close()
         self.release()  # all is saved: from here on Ctrl-C just ends the script
+        seconds = max(time.perf_counter() - began, 1e-9)
+        share = f"{100 * self.looked / seconds:.1f} %"
+        self.say(f"Trained for {seconds:.0f} s, {share} of them for previews and held-out losses")
 
     def due(self, what: str) -> bool:
         """Whether a row of the log, a preview or a checkpoint is due after this step."""
