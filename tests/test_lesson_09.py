@@ -689,13 +689,13 @@ def test_bad_input_gives_one_line(hybrid, fixed, tmp_path, capsys):
 
 
 def test_evaluation_writes_its_parts_and_figures(hybrid, tmp_path, capsys):
-    evaluate.main(str(hybrid), 20, 60, device="cpu", output_dir=str(tmp_path))  # the full sum
+    evaluate.main(str(hybrid), 20, 10, 10, device="cpu", output_dir=str(tmp_path))  # the full sum
     result = json.loads((tmp_path / "bits_per_dim.json").read_text())
     parts = [result[name]["mean"] for name in ("prior", "KL", "decoder")]
     assert sum(parts) == pytest.approx(result["total"]["mean"], rel=1e-4)
-    assert result["num_terms"] == result["num_timesteps"] == 60
+    assert result["num_terms"] == result["num_timesteps"] == 10
     quick = tmp_path / "quick"
-    evaluate.main(str(hybrid), 20, 5, device="cpu", output_dir=str(quick), batch_size=7)
+    evaluate.main(str(hybrid), 20, 5, 10, device="cpu", output_dir=str(quick), batch_size=7)
     estimate = json.loads((quick / "bits_per_dim.json").read_text())["total"]
     gap = abs(estimate["mean"] - result["total"]["mean"])
     assert gap < 5 * math.hypot(estimate["standard_error"], result["total"]["standard_error"])
