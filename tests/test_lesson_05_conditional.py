@@ -1,19 +1,25 @@
-"""Lesson 5 with labels and prompts: the condition reaches the network, and guidance is exact."""
+"""Lesson 5 with labels and prompts: the condition reaches the network, and guidance is exact.
+Below, its interpolation."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from conftest import NETWORK
+from PIL import Image
 from torch import Tensor
 
+from common import cli
 from common.errors import UserError
 from common.run import RunOptions
 from lesson_05 import guidance
+from lesson_05 import interpolate as interpolate_script
 from lesson_05.class_conditional import sample_mnist as sample_classes
 from lesson_05.class_conditional import train_mnist as train_classes
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, linear_beta, preview
+from lesson_05.interpolate import interpolate
 from lesson_05.text_to_image import sample_mnist as sample_text
 from lesson_05.text_to_image import train_mnist as train_text
 from lesson_05.text_to_image.network import TextAttention, TextToImageUNet
@@ -228,7 +234,7 @@ def test_training_prompts():
 
 
 def run(folder, **changes):
-    flags = {"output_dir": str(folder), "device": "cpu", "precision": "float32", "log_every": 2}
+    flags = {"output_dir": str(folder), "device": "cpu", "precision": "float32", "num_previews": 2}
     arguments = {
         "dataset": "digits",
         "network": NETWORK,
@@ -248,7 +254,12 @@ def test_class_conditional_trains_and_samples(tmp_path, capsys):
     sample_classes.main(file, labels=[3, 1, 4], guidance=2.0, save_npz=True, **flags)
     assert (tmp_path / "out" / "labels.txt").read_text() == "3 1 4 3 1 4 3 1\n4 3\n"
     assert {"samples.png", "samples.npz"} <= {f.name for f in (tmp_path / "out").iterdir()}
-    for labels, message in [([10], "label 10"), ([-1], "label -1"), ([], "labels"), ([1] * 11, "")]:
+    for labels, message in [
+        ([10], "label 10"),
+        ([-1], "label -1"),
+        ([], "labels"),
+        ([1] * 11, "labels"),
+    ]:
         with pytest.raises(UserError, match=message):
             sample_classes.main(file, labels=labels, **flags)
 
@@ -273,3 +284,66 @@ def test_a_preview_of_a_bound_network(classed):
     images = preview(DDPM(linear_beta(60)), classed.bind(torch.tensor([3, 7]), 1.5), x_T, 5)
     assert images.shape == x_T.shape
     assert images.isfinite().all()
+
+
+# Interpolation
+
+
+def test_the_ends_of_an_interpolation_have_noise_of_their_own():
+    """Halfway between two noised copies of one image the noise has 1/√2 of its size; with the
+    same noise at both ends it would have all of it."""
+    process, seen = DDPM(linear_beta(60)), []
+
+    def model(xt: Tensor, t: Tensor) -> Tensor:
+        seen.append((t[0].item(), xt))
+        return torch.zeros_like(xt)
+
+    x0 = torch.full((1, 1, 100, 100), 0.4)
+    images = interpolate(process, model, x0, -x0, 30, [0.0, 0.25, 0.5, 1.0])
+    assert images.shape == (4, 1, 100, 100)
+    assert [t for t, _ in seen] == list(range(30, 0, -1))
+    first, quarter, half, second = seen[0][1]
+    signal, noise = process.signal_rate[30].item(), process.noise_rate[30].item()
+    for image, mean, size in [
+        (first, 0.4, 1.0),
+        (quarter, 0.2, math.hypot(0.75, 0.25)),
+        (half, 0.0, math.sqrt(0.5)),
+        (second, -0.4, 1.0),
+    ]:
+        assert image.mean().item() == pytest.approx(signal * mean, abs=0.05)
+        assert image.std().item() == pytest.approx(noise * size, rel=0.05)
+    torch.testing.assert_close(quarter, 0.75 * first + 0.25 * second)
+
+
+def test_an_interpolation_from_little_noise_ends_at_the_images():
+    """With the true noise for a network: t = 1 gives the straight line between the images."""
+    process = DDPM(linear_beta(60))
+    x0, other = torch.rand(2, 1, 1, 8, 8) * 2 - 1
+    fractions = torch.linspace(0, 1, 5).view(-1, 1, 1, 1)
+    line = (1 - fractions) * x0 + fractions * other
+
+    def true_noise(xt: Tensor, t: Tensor) -> Tensor:
+        return (xt - process.signal_rate[t] * line) / process.noise_rate[t]
+
+    images = interpolate(process, true_noise, x0, other, 1, fractions.flatten().tolist())
+    torch.testing.assert_close(images, line, atol=1e-5, rtol=0)
+
+
+def test_interpolate_writes_its_picture_and_refuses_what_there_is_not(trained, tmp_path, capsys):
+    flags = ["--model_checkpoint", str(trained / "checkpoint_000004.pt"), "--dataset", "digits"]
+    flags += ["--num_columns", "3", "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    cli.run(interpolate_script.main, [*flags, "--times", "2", "5"])
+    with Image.open(tmp_path / "out" / "interpolation.png") as picture:
+        assert picture.size == (2 * (5 * 29 + 1), 2 * (2 * 29 + 1))
+    for words, said in [
+        (["--times", "0"], "times [0]"),
+        (["--times", "5", "61"], "take one or more of 1 to 60"),
+        (["--first", "-1"], "there is no test image -1"),
+        (["--second", "297"], "take 0 to 296"),
+        (["--num_columns", "1"], "2 columns"),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.run(interpolate_script.main, [*flags, *words])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err.strip().splitlines()[-1]
