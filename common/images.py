@@ -34,6 +34,22 @@ def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 2) -> N
     picture(images, columns, scale).save(path)
 
 
+def save_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
+    """Rows of images, all of one length, each with its name on the left."""
+    images = list(rows.values())
+    grid = picture(torch.cat(images), columns=len(images[0]), scale=2)
+    size = (grid.width / 100 + 1.5, grid.height / 100 + 0.1)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.imshow(grid)
+    height = grid.height / len(rows)
+    axes.set_yticks([(k + 0.5) * height for k in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
 def save_gif(
     path: Path, frames: Sequence[Tensor], columns: int = 8, scale: int = 2, seconds: float = 4.0
 ) -> None:

@@ -77,15 +77,11 @@ def main(
     place = pick_device(device)
     process, model, content = lessons.load(model_checkpoint, sha256)
     times = ddim_timesteps(process.num_timesteps, num_steps, spacing)
+    check_prompts(model, prompts, guidance, f"{model_checkpoint} ({content['lesson']})")
     if is_conditional(model):
         if prompts is None:
             prompts = default_prompts(model, num_samples, seed)
         prompts = in_turn(prompts, num_samples, "prompts")
-    elif prompts is not None or guidance != 1:
-        raise UserError(
-            f"{model_checkpoint} is a checkpoint of {content['lesson']}, which knows no prompts: "
-            "leave out --prompts and --guidance"
-        )
     tasks = plan(model, prompts, guidance, num_samples, unconditional)
     folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
     checkpoint.make_folder(folder)
@@ -135,6 +131,11 @@ def plan(
     if not tasks:
         raise UserError("nothing is to be drawn: leave out --unconditional false")
     return tasks
+
+
+def check_prompts(model: object, prompts: Sequence[str] | None, guidance: float, name: str) -> None:
+    if not is_conditional(model) and (prompts is not None or guidance != 1):
+        raise UserError(f"{name} knows no prompts: leave out --prompts and --guidance")
 
 
 def is_conditional(model: object) -> bool:

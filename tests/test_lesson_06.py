@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import NETWORK
+from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from common import checkpoint, cli, lessons
 from common.errors import UserError
@@ -23,7 +25,7 @@ from lesson_05.text_to_image import train_mnist as train_text
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, tokenize
 from lesson_05.unet import UNet
-from lesson_06 import sample_ddim, train_mnist
+from lesson_06 import laboratory, sample_ddim, train_mnist
 from lesson_06.ddim import (
     ddim_encode,
     ddim_sample,
@@ -392,7 +394,7 @@ def test_unconditional_checkpoints_are_sampled_and_take_no_prompts(
     eps_hat = sample_ddim.estimate_noise(model, torch.randn(2, 1, 28, 28), torch.tensor([5, 6]))
     assert eps_hat.shape == (2, 1, 28, 28)
     said = fails(capsys, tmp_path / "no", *words, "--prompts", "seven", "3")
-    assert f"is a checkpoint of {lesson}, which knows no prompts" in said
+    assert f"{lesson}.pt ({lesson}) knows no prompts" in said
     assert "knows no prompts" in fails(capsys, tmp_path / "no", *words, "--guidance", "2")
     assert "nothing" in fails(capsys, tmp_path / "no", *words, "--unconditional", "false")
 
@@ -545,6 +547,91 @@ def test_what_cannot_be_sampled_is_refused_before_the_training(tmp_path):
         with pytest.raises(UserError, match=said):
             train(main, tmp_path / "run", 2, **flags)
         assert not (tmp_path / "run").exists()
+
+
+# The laboratory
+
+
+def experiment(folder: Path, *words: str) -> None:
+    flags = ["--device", "cpu", "--dataset", "digits", "--num_samples", "2", "--steps", "3", "2"]
+    cli.run(laboratory.main, [*flags, "--output_dir", str(folder), *words])
+
+
+@pytest.mark.parametrize("figure", ["eta", "consistency", "interpolation", "reconstruction"])
+def test_the_laboratory_draws_its_figures(figure, checkpoints, tmp_path, capsys):
+    for lesson, words in [
+        ("lesson_05.text_to_image", ["--prompts", "seven", "3"]),
+        ("lesson_05.text_to_image", ["--etas", "0"]),
+        ("lesson_09", ["--spacing", "trailing"]),
+    ]:
+        file = checkpoints[lesson]
+        experiment(tmp_path, "--figure", figure, "--model_checkpoint", file, *words)
+        with Image.open(tmp_path / f"{figure}.png") as picture:
+            assert min(picture.size) > 100
+        (tmp_path / f"{figure}.png").unlink()
+    said = capsys.readouterr().out
+    assert said.count("reconstruction error") == (6 if figure == "reconstruction" else 0)
+    if figure == "consistency":
+        assert "S = 3: mean squared distance from S = 3 0.00000" in said
+
+
+def test_the_laboratory_compares_what_it_says(process, tmp_path, capsys, monkeypatch):
+    """With an exact network: reconstruction errors that fall, samples that all have one x_T, and
+    every noise's own prompt along its whole row."""
+    bench = laboratory.Bench(process, TwoPoints(process, 0.6, 0.2), None, "uniform", tqdm())
+    saved: dict[str, Tensor] = {}
+    monkeypatch.setattr(laboratory, "save_rows", lambda path, rows: saved.update(rows))
+    monkeypatch.setattr(laboratory, "save_plot", lambda path, curves, *_: saved.update(curves))
+    noise = torch.randn(2, 3, 1, 4, 4)
+    x0 = 0.6 * noise[0].sign()
+    laboratory.draw_reconstruction(bench, tmp_path / "a", noise, [100, 10], [], x0)
+    (steps, errors) = saved.pop("encoded, then decoded, in S steps each")
+    assert steps == [10, 100]
+    assert errors[0] > 2 * errors[1] > 0
+    expected = ((saved["S = 10"] - x0).square().mean() / 4).item()  # in [0, 1], not [-1, 1]
+    assert errors[0] == pytest.approx(expected, rel=0.2)  # but for what is clipped
+    saved.clear()
+    laboratory.draw_eta(bench, tmp_path / "b", noise, [5, 50], [0.0, 1.0])
+    assert list(saved)[:3] == ["η = 0, S = 5", "η = 0, S = 50", "η = 1, S = 5"]
+    assert len(saved) == 6
+    assert torch.equal(saved["η = 0, S = 5"], bench.sample(noise[0], 5))
+    saved.clear()
+    laboratory.draw_interpolation(bench, tmp_path / "c", noise, [5])
+    assert [row.shape for row in saved.values()] == [(11, 1, 4, 4)] * 3
+    ends = torch.stack(list(saved.values()), 1)[[0, 10]]
+    torch.testing.assert_close(ends[0], bench.sample(noise[0], 5), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ends[1], bench.sample(noise[1], 5), atol=1e-4, rtol=1e-4)
+
+    asked = []
+    task = sample_ddim.Task(lambda conditions: bench.model, torch.zeros(6))
+    monkeypatch.setattr(
+        laboratory, "plan", lambda model, prompts, *_, **__: asked.append(prompts) or {"": task}
+    )
+    bench.prompts = ["0", "1", "2"]
+    assert bench.network(torch.zeros(6, 1, 4, 4)) is bench.model
+    assert asked == [["0", "0", "1", "1", "2", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--figure", "eta", "--etas", "3"], "eta is 3.0"),
+        (["--figure", "eta", "--steps", "61"], "num_steps is 61"),
+        (["--figure", "eta", "--steps"], "steps is empty"),
+        (["--figure", "7"], "figure"),
+        (["--figure", "consistency", "--num_samples", "0"], "num_samples is 0"),
+        (["--figure", "consistency", "--prompts", "a"], "knows no prompts"),
+        (["--figure", "reconstruction", "--num_samples", "298"], "298 test images"),
+    ],
+)
+def test_bad_input_to_the_laboratory_is_one_clear_line(words, said, checkpoints, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment(tmp_path / "out", "--model_checkpoint", checkpoints["lesson_05"], *words)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not (tmp_path / "out").exists()
 
 
 # The shipped checkpoint
