@@ -38,8 +38,8 @@ class UniformTimesteps(nn.Module):
         """The terms of the bound (B,) that were seen at t (B,): of no use here."""
 
     def weights(self) -> Tensor:
-        """The probability of each t, float64 (T,)."""
-        return torch.full((self.T,), 1 / self.T, dtype=torch.float64, device=self.place.device)
+        """The probability of each t, float32 (T,)."""
+        return torch.full((self.T,), 1 / self.T, device=self.place.device)
 
 
 class LossAwareTimesteps(nn.Module):
@@ -51,13 +51,13 @@ class LossAwareTimesteps(nn.Module):
     Differs: the paper names no uniform share; 0.001 is the authors' code.
     """
 
-    terms: Tensor  # float64 (T, history): the last terms of each t, in a ring
+    terms: Tensor  # float32 (T, history): the last terms of each t, in a ring
     seen: Tensor  # int64 (T,): how many terms each t has had
 
     def __init__(self, T: int, history: int = 10, uniform_share: float = 0.001) -> None:
         super().__init__()
         self.uniform_share = uniform_share
-        self.register_buffer("terms", torch.zeros(T, history, dtype=torch.float64))
+        self.register_buffer("terms", torch.zeros(T, history))
         self.register_buffer("seen", torch.zeros(T, dtype=torch.int64))
 
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class LossAwareTimesteps(nn.Module):
         """
         p = self.weights()
         index = torch.multinomial(p, batch_size, replacement=True)
-        return index + 1, (1 / (len(p) * p[index])).float()
+        return index + 1, 1 / (len(p) * p[index])
 
     @torch.no_grad()
     def update(self, t: Tensor, vlb: Tensor) -> None:
@@ -79,11 +79,11 @@ class LossAwareTimesteps(nn.Module):
         later = torch.searchsorted(index, index, right=True) - 1 - places
         kept = later < history  # of more than the ring holds, the last
         column = (self.seen[index] + earlier) % history
-        self.terms[index[kept], column[kept]] = vlb[order[kept]].double()
+        self.terms[index[kept], column[kept]] = vlb[order[kept]].float()
         self.seen.index_add_(0, index, torch.ones_like(index))
 
     def weights(self) -> Tensor:
-        """The probability of each t, float64 (T,)."""
+        """The probability of each t, float32 (T,)."""
         T, history = self.terms.shape
         uniform = torch.full_like(self.terms[:, 0], 1 / T)
         root = (self.terms**2).mean(1).sqrt()
