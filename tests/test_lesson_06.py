@@ -3,6 +3,11 @@
 import http.server
 import math
 import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK
+from conftest import NETWORK, ROOT
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint, cli, lessons
+from common.device import autocast
 from common.errors import UserError
 from common.run import RunOptions
 from lesson_05.class_conditional.network import ClassConditionalUNet
@@ -634,6 +640,57 @@ def test_bad_input_to_the_laboratory_is_one_clear_line(words, said, checkpoints,
     assert not (tmp_path / "out").exists()
 
 
+# As a user would run them
+
+READMES = ("lesson_05/class_conditional", "lesson_05/text_to_image", "lesson_06")
+TINY = {
+    "train_mnist.py": "--dataset digits --network.channels 8 --network.multipliers [1,2] "
+    "--network.num_groups 4 --network.attention_resolutions [14] --num_timesteps 60 "
+    "--num_training_steps 2 --batch_size 4 --num_previews 2 --num_samples 1",
+    "sample_mnist.py": "--num_samples 4",
+    "sample_ddim.py": "--num_samples 4 --num_steps 5",
+    "laboratory.py": "--dataset digits --num_samples 2 --steps 3",
+}
+PICTURE = {"sample_ddim.py": "unconditional.png", "laboratory.py": "{figure}.png"}
+
+
+def commands() -> list[tuple[str, str, bool]]:
+    """Folder and line of every command in the READMEs; whether it is the first of its script."""
+    result: list[tuple[str, str, bool]] = []
+    for folder in READMES:
+        text = (ROOT / folder / "README.md").read_text()
+        for line in re.findall(r"^python \S+\.py.*$", text, re.MULTILINE):
+            seen = {(f, other.split()[1]) for f, other, _ in result}
+            result.append((folder, line.split("#")[0], (folder, line.split()[1]) not in seen))
+    return result
+
+
+@pytest.mark.parametrize(("folder", "line", "first"), commands())
+def test_every_command_of_the_readmes_runs(
+    folder, line, first, checkpoints, tmp_path, monkeypatch, capsys
+):
+    """In its folder; once for each script in a process of its own."""
+    words = shlex.split(line)[1:]
+    lesson = {"lesson_06": "lesson_05.text_to_image"}.get(folder, folder.replace("/", "."))
+    if "--model_checkpoint" in words:
+        words[words.index("--model_checkpoint") + 1] = checkpoints[lesson]
+    elif words[0] != "train_mnist.py" and not Path(sample_ddim.SHIPPED).exists():
+        words += ["--model_checkpoint", checkpoints[lesson]]
+    words += [*TINY[words[0]].split(), "--device", "cpu", "--output_dir", str(tmp_path)]
+    if first:
+        result = subprocess.run(
+            [sys.executable, *words], cwd=ROOT / folder, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+    else:
+        monkeypatch.chdir(ROOT / folder)
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(words[0], run_name="__main__")
+    figure = words[words.index("--figure") + 1] if "--figure" in words else ""
+    picture = PICTURE.get(words[0], "samples.png").format(figure=figure)
+    assert (tmp_path / picture).exists()
+
+
 # The shipped checkpoint
 
 
@@ -662,7 +719,8 @@ def test_the_shipped_checkpoint_draws_what_it_is_asked_for(real_mnist):
     process, model, content = lessons.load(sample_ddim.SHIPPED)
     assert content["dataset"] == "mnist"
     torch.manual_seed(0)
-    x0 = ddim_sample(model.bind(tokenize(prompts * 10)), process, torch.randn(100, 1, 28, 28))
+    with autocast(torch.device("cpu")):
+        x0 = ddim_sample(model.bind(tokenize(prompts * 10)), process, torch.randn(100, 1, 28, 28))
     answers = classifier.predict(pixels((x0.clamp(-1, 1) + 1) * 127.5))
     agreed = (answers == np.tile(np.arange(10), 10)).sum()
     assert agreed >= 95, answers.reshape(10, 10)
