@@ -86,7 +86,7 @@ class Run:
         self.dataset = ""
         self.tracked: dict[str, Any] = {}
         self.stopped_by: int | None = None
-        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(2, 4, dtype=torch.float64)
         self.scalars: dict[str, float] = {}
         self.count = 0
         self.looked = 0.0  # seconds
@@ -210,7 +210,7 @@ class Run:
 
         Raises UserError where one of them is not finite; the checkpoints are then as they were.
         """
-        losses = losses.detach().double()
+        losses, t = losses.detach().cpu().double(), t.cpu()
         quarter = (t - 1) * 4 // num_timesteps
         self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
         self.count += 1
@@ -257,7 +257,7 @@ class Run:
         training: dict[str, Any] = {
             name: part.state_dict() for name, part in self.tracked.items() if name != "ema"
         }
-        training |= {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
+        training |= {"rng": torch.get_rng_state(), "sums": self.sums}
         training |= {"scalars": self.scalars, "count": self.count}
         if self.device.type == "cuda":
             training["cuda_rng"] = torch.cuda.get_rng_state(self.device)
