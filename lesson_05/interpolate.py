@@ -30,8 +30,10 @@ def main(
     precision: Precision = "auto",
     sha256: str | None = None,
 ) -> None:
-    """Interpolate between two test images [Ho20 Section 5.3]: interpolation.png, a row for each
-    t, from little noise to pure noise, with the images themselves at the ends.
+    """Interpolate between two test images [Ho20 Section 5.3].
+
+    Writes interpolation.png: a row for each t, from little noise to pure noise, with the images
+    themselves at the ends.
 
     Args:
         model_checkpoint: a file, or an http(s) address.

@@ -45,10 +45,11 @@ def main(
     precision: Precision = "auto",
     sha256: str | None = None,
 ) -> None:
-    """Sample images in a few steps [Song21]: conditional.png and prompts.txt in the same layout,
-    unconditional.png from the same noise, and steps.gif, the way of the first 16.
+    """Sample images in a few steps [Song21 Section 4].
 
-    Any checkpoint of lesson 5, with or without condition, and of lesson 9 will do.
+    Writes conditional.png and prompts.txt in the same layout, unconditional.png from the same
+    noise, and steps.gif, the way of the first 16. Any checkpoint of lesson 5, with or without
+    condition, and of lesson 9 will do.
 
     Args:
         model_checkpoint: a file, or an http(s) address; the shipped text-to-image model if not
@@ -88,7 +89,7 @@ def main(
     if show_timesteps:
         print(f"{len(times)} times, from noise to image:", *reversed(times))
 
-    process, model = process.to(place), model.to(place)
+    process, model = process.to(place), model.to(place, memory_format=torch.channels_last)
     config = content["config"]["network"]
     shape = (config["image_channels"], config["image_size"], config["image_size"])
     sampler = partial(ddim_sample, num_steps=num_steps, eta=eta, spacing=spacing, clip_x0=clip_x0)

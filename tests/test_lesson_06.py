@@ -366,6 +366,8 @@ def test_the_script_writes_grids_prompts_arrays_and_the_steps(checkpoints, tmp_p
         "conditional": (np.uint8, (9, 1, 28, 28)),
         "unconditional": (np.uint8, (9, 1, 28, 28)),
     }
+    with Image.open(tmp_path / "steps.gif") as gif:
+        assert gif.n_frames == 5  # the noise, and 4 steps
     rows = (tmp_path / "prompts.txt").read_text().splitlines()
     assert [len(row.split("a handwritten 3")) - 1 for row in rows] == [4, 0]
     assert rows[1] == "seven"
