@@ -12,11 +12,11 @@ from common.device import Precision, autocast, pick_device
 from common.errors import UserError
 from common.images import from_uint8, save_grid
 from lesson_05.ddpm import DDPM, Network
-from lesson_05.sample_mnist import load
+from lesson_05.sample_mnist import SHIPPED, load
 
 
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     first: int = 0,
     second: int = 1,
     times: list[int] | None = None,
@@ -36,7 +36,7 @@ def main(
     themselves at the ends.
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         first: number of the one test image, counted from 0.
         second: number of the other.
         times: t of each row, 1 to T; the quarters of T unless given.

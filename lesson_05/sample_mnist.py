@@ -14,8 +14,11 @@ from lesson_05.ddpm import DDPM, Network, Variance, linear_beta
 from lesson_05.unet import UNet
 
 
+SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
+
+
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     num_samples: int = 64,
     clip_x0: bool = True,
     variance: Variance | None = None,
@@ -29,7 +32,7 @@ def main(
     """Sample images from a checkpoint of this lesson [Ho20 Algorithm 2].
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         num_samples: how many images.
         clip_x0: whether each estimate of the clean image is clipped to [-1, 1].
         variance: of the reverse steps; as in training unless given.

@@ -21,11 +21,11 @@ from lesson_09.iddpm import (
     linear_beta,
     named_beta,
 )
-from lesson_09.sample_mnist import load
+from lesson_09.sample_mnist import SHIPPED, load
 
 
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     num_images: int = 1000,
     num_terms: int = 50,
     num_steps: int | None = None,
@@ -42,7 +42,7 @@ def main(
     """The bound on test images and its terms [Nichol21 Eq. 4], and Figures 1, 2 and 5.
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         num_images: the first so many of the test set, or all that there are.
         num_terms: of the bound's T terms, drawn for each image: unbiased; T is the full sum.
         num_steps: S: the bound of the process strided to S steps; all T unless given.

@@ -14,8 +14,11 @@ from lesson_09.iddpm import ImprovedDDPM, Network, Variance, named_beta
 from lesson_09.unet import UNet
 
 
+SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
+
+
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     num_samples: int = 64,
     num_steps: int | None = None,
     clip_x0: bool = True,
@@ -30,7 +33,7 @@ def main(
     """Sample images from a checkpoint of this lesson [Nichol21 Section 4].
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         num_samples: how many images.
         num_steps: S, evenly spread over the T steps of the training; all T unless given.
         clip_x0: whether each estimate of the clean image is clipped to [-1, 1].

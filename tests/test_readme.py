@@ -16,6 +16,7 @@ TINY = {
     "--num_samples 1 --num_training_steps 2 --num_timesteps 60 --batch_size 4 --num_previews 1 "
     "--device cpu",
     "sample_mnist.py": "--num_samples 1 --device cpu",
+    "interpolate.py": "--dataset digits --times 2 5 --num_columns 2 --device cpu",
 }
 
 
@@ -57,12 +58,14 @@ def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path):
         words[words.index("--dataset") + 1] = "digits"
     if "--model_checkpoint" in words:
         words[words.index("--model_checkpoint") + 1] = str(trained / "checkpoint_000004.pt")
+    elif "train" not in script:
+        words += ["--model_checkpoint", str(trained / "checkpoint_000004.pt")]
     words += [*shlex.split(TINY[Path(script).name]), "--output_dir", str(tmp_path / "run")]
     result = subprocess.run(
         [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "samples.png").exists()
+    assert list((tmp_path / "run").glob("*.png"))
 
 
 def test_a_mistake_on_the_real_command_line_is_one_line_and_exit_code_2(tmp_path):
