@@ -13,7 +13,6 @@ from common.images import from_uint8, save_gif, save_grid, save_npz
 from lesson_05.ddpm import DDPM, Network, Variance, linear_beta
 from lesson_05.unet import UNet
 
-
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
 
 

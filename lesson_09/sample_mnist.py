@@ -13,7 +13,6 @@ from common.images import from_uint8, save_gif, save_grid, save_npz
 from lesson_09.iddpm import ImprovedDDPM, Network, Variance, named_beta
 from lesson_09.unet import UNet
 
-
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
 
 
