@@ -98,13 +98,13 @@ def test_bound_terms_equal_the_closed_form_kl():
 
 
 def test_prior_equals_torch_distributions():
-    process = DDPM(linear_beta(T))
+    process = DDPM(linear_beta(T)[:200])  # so short that the prior is large
     x0 = torch.rand(4, 3, 8, 8) * 2 - 1
-    bar = process.alpha_bar[T]
+    bar = process.alpha_bar[-1]
     q = torch.distributions.Normal(bar.sqrt() * x0.double(), (1 - bar).sqrt())
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
     expected = expected.flatten(1).mean(1) / LN2
-    assert torch.allclose(process.prior_bits(x0).double(), expected, rtol=2e-3, atol=1e-8)
+    assert torch.allclose(process.prior_bits(x0).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_quick_bound_is_unbiased_and_says_its_error():
@@ -148,7 +148,7 @@ def test_posterior_equals_bayes_on_a_grid():
         var = (weight * (grid - mean) ** 2).sum()
         image = torch.ones(1, 1, 1, 1)
         q = process.q_posterior(x0 * image, xt * image, torch.tensor([t]))
-        assert q.mean.item() == pytest.approx(mean.item(), abs=1e-5)
+        assert q.mean.item() == pytest.approx(mean.item(), abs=1e-6)
         assert q.log_var.exp().item() == pytest.approx(var.item(), rel=1e-3)
 
 
