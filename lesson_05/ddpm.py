@@ -84,11 +84,12 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
 
 
 class DDPM(nn.Module):
-    """The forward process q, its posterior, the reverse process p, their loss and their bound.
+    """The forward process q [Ho20 Eq. 2], its posterior, the reverse process p [Ho20 Eq. 1], their
+    loss and their bound.
 
     Args:
         beta: float64 (T,), the variances of the forward steps.
-        variance: of the reverse steps, "beta" or "beta_tilde", the two extremes of Section 3.2.
+        variance: of the reverse steps, "beta" or "beta_tilde", the two extremes [Ho20 Section 3.2].
     """
 
     signal_rate: Tensor  # √ᾱ_t
@@ -162,7 +163,7 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
-        """One step of Algorithm 2: x_{t-1} from xt, without noise at the last step, t = 1."""
+        """One step back: x_{t-1} from xt, without noise at the last, t = 1 [Ho20 Algorithm 2]."""
         t_batch = torch.full((len(xt),), t, device=xt.device)
         p = self.p_mean_variance(model(xt, t_batch), xt, t_batch, clip_x0)
         return p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * torch.randn_like(xt)
@@ -174,7 +175,7 @@ class DDPM(nn.Module):
         clip_x0: bool = True,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Algorithm 2: from noise x_T (B, C, H, W) to images, in T steps.
+        """From noise x_T (B, C, H, W) to images, in T steps [Ho20 Algorithm 2].
 
         on_step(t - 1, x_{t-1}) sees every image on the way.
         """

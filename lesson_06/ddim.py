@@ -80,7 +80,8 @@ def ddim_step(
 
     xs = √ᾱ_s x̂0 + √(1-ᾱ_s-σ²) ε̂ + σ z,  x̂0 = (xt - √(1-ᾱ_t) ε̂)/√ᾱ_t [Eq. 9],  z ~ N(0, 1)
 
-    Of the noise in xs the share σ is new and the rest is what was in xt; ᾱ_s = 1 is the image.
+    Of the noise in xs the share σ is new and the rest is what was in xt, so that xs is as noisy as
+    the network knows it [Song21 Eq. 7, Lemma 1]; ᾱ_s = 1 is the image.
     With η = 0 the step can be taken upwards, too, to a noisier s [Song21 Eq. 13].
 
     sigma_hat, with η = 1: multiplies z by the larger σ̂ = √(1 - ᾱ_t/ᾱ_s), √β of DDPM, except in
@@ -152,9 +153,9 @@ def ddim_encode(
     """The noise (B, C, H, W) that ddim_sample with η = 0 turns into x0, all but an error that
     falls as num_steps grows: the same steps, upwards [Song21 Section 4.3, 5.4].
 
-    Each step is one of Euler's method for the ODE of Eq. 14; upwards it takes ε̂ at its lower end,
-    downwards at its upper end, and that is the error. The network was told of no t = 0: the first
-    step asks it at t = 1. on_step(t, xt) sees every image on the way.
+    Each step is one of Euler's method for an ODE [Song21 Eq. 14]; upwards it takes ε̂ at its lower
+    end, downwards at its upper end, and that is the error. The network was told of no t = 0: the
+    first step asks it at t = 1. on_step(t, xt) sees every image on the way.
     """
     times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
     xs = x0

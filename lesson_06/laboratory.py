@@ -159,7 +159,8 @@ class Bench:
 def draw_eta(
     bench: Bench, name: Path, noise: Tensor, steps: Sequence[int], etas: Sequence[float], *_: object
 ) -> None:
-    """Samples for each η, then for σ̂, and each S, always from the same x_T."""
+    """Samples for each η, then for σ̂, and each S, always from the same x_T
+    [Song21 Section 5.1]."""
     x_T, _ = noise
     rows = {}
     for eta in etas:
@@ -173,7 +174,8 @@ def draw_eta(
 def draw_consistency(
     bench: Bench, name: Path, noise: Tensor, steps: Sequence[int], *_: object
 ) -> None:
-    """Samples from the same x_T for each S, and how far they are from those of the largest."""
+    """Samples from the same x_T for each S, and how far they are from those of the largest
+    [Song21 Section 5.2]."""
     x_T, _ = noise
     images = {S: bench.sample(x_T, S) for S in sorted(steps)}
     best = images[max(steps)]
@@ -186,7 +188,8 @@ def draw_consistency(
 def draw_interpolation(
     bench: Bench, name: Path, noise: Tensor, steps: Sequence[int], *_: object
 ) -> None:
-    """A row for each pair of noises: samples of eleven points on the arc between them."""
+    """A row for each pair of noises: samples of eleven points on the arc between them
+    [Song21 Section 5.3]."""
     x, y = noise
     x_T = torch.stack([slerp(x, y, k / 10) for k in range(11)], dim=1)  # (pairs, 11, C, H, W)
     rows: dict[str, Tensor] = {}
@@ -200,7 +203,7 @@ def draw_reconstruction(
     bench: Bench, name: Path, _: object, steps: Sequence[int], __: object, x0: Tensor
 ) -> None:
     """Test images, what comes back of them after encoding and decoding in S steps each way, and
-    the mean squared error for each value of each pixel, in [0, 1]."""
+    the mean squared error for each value of each pixel, in [0, 1] [Song21 Section 5.4]."""
     rows: dict[str, Tensor] = {"test images": x0}
     errors: list[float] = []
     for S in sorted(steps):

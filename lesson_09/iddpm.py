@@ -115,7 +115,8 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
 
 
 class ImprovedDDPM(nn.Module):
-    """The forward process q, its posterior, the reverse process p, their loss and their bound.
+    """The forward process q [Nichol21 Eq. 2], its posterior, the reverse process p
+    [Nichol21 Eq. 3], their loss and their bound.
 
     Args:
         beta: float64 (T,), the variances of the forward steps.
@@ -227,7 +228,8 @@ class ImprovedDDPM(nn.Module):
 
         simple: the mean squared error of the noise estimate, 1 for a network that answers 0.
         vlb: the one term of the bound that belongs to t, in bits per dimension. Where L_simple
-        trains the mean, L_vlb trains the variance alone and the mean is held fixed in it.
+        trains the mean, L_vlb trains the variance alone: the mean is held fixed in it
+        [Nichol21 Section 3.1].
         """
         xt = self.q_sample(x0, t, eps)
         out = model(xt, self.timesteps[t])
@@ -239,8 +241,8 @@ class ImprovedDDPM(nn.Module):
         return simple, self.term_bits(p, x0, xt, t)
 
     def weighted(self, simple: Tensor, vlb: Tensor) -> Tensor:
-        """The loss from its terms. L_vlb is a sum over all T terms [Nichol21 Eq. 4], and T times
-        the term of a random t is what estimates it: λ multiplies that, not the one term."""
+        """The loss from its terms [Nichol21 Eq. 16]. L_vlb is a sum over all T [Eq. 4], and T times
+        the term of a random t estimates it: λ multiplies that, not the one term."""
         return self.simple_weight * simple + self.vlb_weight * self.num_timesteps * vlb
 
     @torch.no_grad()

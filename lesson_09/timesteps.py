@@ -43,7 +43,8 @@ class UniformTimesteps(nn.Module):
 
 
 class LossAwareTimesteps(nn.Module):
-    """t with probability p_t ∝ √E[L_t²], the mean being over the last terms seen at t.
+    """t with probability p_t ∝ √E[L_t²], the mean being over the last terms seen at t
+    [Nichol21 Eq. 18].
 
     Until every t has `history` terms, all t are alike. A share `uniform_share` of the probability
     is spread evenly for good, so that no t is forgotten whose term was once small.

@@ -15,7 +15,8 @@ from lesson_05.unet import UNet, timestep_embedding
 class ClassConditionalUNet(UNet):
     """eps_hat = model(xt, t, label), label int64 (B,), 0 to num_classes.
 
-    The label num_classes is the null class: learned, and drawn with no condition.
+    The label num_classes is the null class: learned, and drawn with no condition
+    [HoSalimans22 Section 3.2].
 
     Args:
         num_classes: classes of the data.
