@@ -1,6 +1,7 @@
 """Lesson 5 with labels and prompts: the condition reaches the network, and guidance is exact.
 Below, its interpolation."""
 
+import copy
 import math
 from functools import partial
 
@@ -151,7 +152,7 @@ def test_classes_and_the_null_class_get_gradient(classed):
 
 
 def test_at_first_the_prompt_changes_nothing():
-    """Cross-attention starts as its shortcut, so that what it adds is learned."""
+    """Both ways in start as nothing, so that what they add is learned."""
     model = TextToImageUNet(TextEncoder(**TEXT), **NETWORK).eval()
     torch.nn.init.normal_(model.conv_out.weight)
     xt, t = noisy(2)
@@ -173,6 +174,20 @@ def test_padding_is_masked(prompted):
         context = prompted.encode(padded)
         other = Context(torch.where(context.real[..., None], context.sequence, 1e3), context.real)
         assert torch.equal(prompted(xt, t, context), prompted(xt, t, other))
+
+
+def test_each_way_into_the_network_carries_the_prompt(prompted):
+    """With the joined mean silenced, the attention still tells prompts apart; and vice versa."""
+    xt, t = noisy(1)
+    deaf = copy.deepcopy(prompted)
+    torch.nn.init.zeros_(prompted.summary.weight)
+    for layer in deaf.modules():
+        if isinstance(layer, TextAttention):
+            torch.nn.init.zeros_(layer.cross.out.weight)
+    with torch.no_grad():
+        for model in (prompted, deaf):
+            three, seven = (model.bind(tokenize([p]))(xt, t) for p in ("3", "seven"))
+            assert (three - seven).abs().mean() > 1e-3
 
 
 def test_prompts_make_the_image(prompted):

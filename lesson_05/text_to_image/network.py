@@ -1,4 +1,7 @@
-"""Lesson 5's U-Net with a prompt: wherever pixels attend to pixels, they then attend to the text.
+"""Lesson 5's U-Net with a prompt, which it hears in two ways, as GLIDE's (arXiv 2112.10741) does.
+
+The mean of the prompt's tokens joins the time, so that every block knows the prompt as a whole;
+and wherever pixels attend to pixels, they then attend to the tokens one by one.
 
 context = model.encode(tokens)                      # once
 process.loss(partial(model, context=context), ...)  # a network like any other
@@ -52,6 +55,9 @@ class TextToImageUNet(UNet):
     def __init__(self, text: TextEncoder, **network: Any) -> None:
         super().__init__(**network)
         self.text = text
+        self.summary = nn.Linear(text.dim, 4 * self.channels)
+        nn.init.zeros_(self.summary.weight)  # here too: at first, only the time
+        nn.init.zeros_(self.summary.bias)
         for block in list(self.modules()):
             if isinstance(block, Block) and isinstance(block.attention, SelfAttention):
                 block.attention = TextAttention(block.attention, text.dim)
@@ -60,7 +66,8 @@ class TextToImageUNet(UNet):
         return self.text(tokens)
 
     def forward(self, xt: Tensor, t: Tensor, context: Context) -> Tensor:  # type: ignore[override]
-        return self.estimate(xt, self.time(timestep_embedding(t, self.channels)), context)
+        time = self.time(timestep_embedding(t, self.channels))
+        return self.estimate(xt, time + self.summary(context.mean()), context)
 
     @torch.no_grad()
     def bind(self, tokens: Tensor, guidance: float = 1.0) -> Guided:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -73,6 +73,11 @@ class Context(NamedTuple):
 
     sequence: Tensor
     real: Tensor
+
+    def mean(self) -> Tensor:
+        """Of the real tokens, (B, dim)."""
+        share = self.real / self.real.sum(dim=1, keepdim=True)
+        return einsum(share, self.sequence, "b l, b l dim -> b dim")
 
 
 class Attention(nn.Module):
