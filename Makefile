@@ -7,8 +7,8 @@ BIN := .venv/bin
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
 
-test: .venv/tested  ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/tested  ## run the tests, one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: .venv/tested  ## format, lint, types
 	$(BIN)/ruff format --check .
