@@ -1,0 +1,1 @@
+"""Lesson 2: Deep Unsupervised Learning using Nonequilibrium Thermodynamics [SD15]."""

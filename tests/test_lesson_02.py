@@ -1,0 +1,517 @@
+"""Lesson 2 against closed forms: Gaussian data, for which the bound and the samplers are known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from lesson_02 import sample_mnist
+from lesson_02.dpm import (
+    DPM,
+    L_NULL,
+    Gaussian,
+    Standard,
+    bumps,
+    draw_times,
+    erasing_beta,
+    kl,
+    multiply,
+    standard,
+    strata,
+)
+from lesson_02.network import ConvDense, MultiScaleConv
+
+QUICK = {"num_conv_layers": 2, "conv_channels": 4, "num_scales": 3, "num_dense_layers": 2}
+QUICK |= {"dense_channels": 8, "readout_channels": 6}
+
+
+class GaussianOracle:
+    """The exact reverse steps for data whose values are N(m, s²), as (μ, b) of the paper's p."""
+
+    def __init__(self, process: DPM, m: float = 0.0, s: float = 1.0) -> None:
+        self.beta, self.m, self.s = process.beta().detach(), m, s
+        one = torch.ones(1, dtype=torch.float64)
+        self.bar = torch.cat([one, (1 - self.beta).cumprod(0)])
+        steps = [(1.0, 0.0, 1.0), *(self.step(t) for t in range(1, len(self.beta) + 1))]
+        self.steps = torch.tensor(steps, dtype=torch.float64)
+
+    def moments(self, t: int) -> tuple[float, float]:
+        """Mean and variance of q(xt)."""
+        bar = self.bar[t].item()
+        return math.sqrt(bar) * self.m, bar * self.s**2 + 1 - bar
+
+    def step(self, t: int) -> tuple[float, float, float]:
+        """q(x_{t-1} | xt) = N(a xt + c, variance)."""
+        beta = self.beta[t - 1].item()
+        (mean, var), (before, var_before) = self.moments(t), self.moments(t - 1)
+        a = math.sqrt(1 - beta) * var_before / var
+        return a, before - a * mean, beta * var_before / var
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        a, c, var = self.steps[t].T.reshape(3, -1, 1, 1, 1)
+        beta = self.beta[t - 1].view(-1, 1, 1, 1)
+        mu = ((a - (1 - beta).sqrt()) * xt.double() + c) / beta.sqrt()
+        b = math.sqrt(len(self.beta)) * (var.logit() - beta.logit()).expand_as(mu)
+        return torch.cat([mu, b], 1).float()
+
+
+def zero(xt: Tensor, t: Tensor) -> Tensor:
+    """A network that answers 0."""
+    return torch.zeros_like(torch.cat([xt, xt], 1))
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
+    """Have the samplers draw this noise, one row after the other."""
+    draws = iter(noise)
+    monkeypatch.setattr(torch, "randn_like", lambda x: next(draws).view(x.shape))
+
+
+# The schedule and the bumps
+
+
+@pytest.mark.parametrize(("T", "beta_1"), [(100, 0.01099), (500, 0.00300), (1000, 0.00200)])
+def test_first_beta_of_the_reference_code(T, beta_1):
+    beta = erasing_beta(T)
+    assert beta.shape == (T,)
+    assert beta[0].item() == pytest.approx(beta_1, abs=5e-6)
+    assert beta[-1].item() == pytest.approx(0.5, abs=1e-5)
+    assert DPM(beta).ceiling(1).item() == pytest.approx(0.5 * math.log2(1 / beta_1), abs=0.01)
+
+
+def test_every_step_erases_an_equal_share():
+    bar = torch.cat([torch.ones(1), (1 - erasing_beta(1000)).cumprod(0)])
+    lost = -bar.diff()[1:]
+    assert lost.mean().item() == pytest.approx(1e-3, rel=0.01)
+    assert lost.std() < 0.01 * lost.mean()
+    with pytest.raises(UserError, match="num_timesteps is 1"):
+        erasing_beta(1)
+
+
+@pytest.mark.parametrize("T", [2, 40, 1000])
+def test_bumps_sum_to_one_at_every_t(T):
+    g = bumps(T)
+    assert g.shape == (T + 1, 10)
+    assert torch.allclose(g.sum(1), torch.ones(T + 1))
+    if T == 1000:  # each is the largest where it stands
+        assert g[torch.linspace(1, T, 10).round().long()].argmax(1).tolist() == list(range(10))
+        assert g[1, 0] > 0.85
+
+
+# The forward process and its posterior
+
+
+def test_one_step_then_another_is_q_sample():
+    process = DPM(erasing_beta(50))
+    signal_rate, var = 1.0, 0.0
+    for t, beta in enumerate(erasing_beta(50).tolist(), start=1):
+        signal_rate, var = math.sqrt(1 - beta) * signal_rate, (1 - beta) * var + beta
+        one = torch.ones(1, 1, 1, 1)
+        mean = process.q_sample(one, torch.tensor([t]), 0 * one)
+        spread = process.q_sample(0 * one, torch.tensor([t]), one)
+        assert mean.item() == pytest.approx(signal_rate, rel=1e-5)
+        assert spread.item() == pytest.approx(math.sqrt(var), rel=1e-5)
+
+
+@pytest.mark.parametrize("t", [2, 3, 20, 40])
+def test_posterior_equals_bayes_on_a_grid(t):
+    process, x0, xt = DPM(erasing_beta(40)), 0.7, -0.2
+    beta = erasing_beta(40)
+    bar = (1 - beta[: t - 1]).prod()
+    z = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
+    log_p = -((z - bar.sqrt() * x0) ** 2) / (2 * (1 - bar))
+    log_p -= (xt - (1 - beta[t - 1]).sqrt() * z) ** 2 / (2 * beta[t - 1])
+    p = torch.softmax(log_p, 0)
+    mean = (p * z).sum()
+    q = process.q_posterior(
+        torch.full((1, 1, 1, 1), x0), torch.full((1, 1, 1, 1), xt), torch.tensor([t])
+    )
+    assert q.mean.item() == pytest.approx(mean.item(), abs=1e-6)
+    assert q.log_var.exp().item() == pytest.approx((p * (z - mean) ** 2).sum().item(), rel=1e-4)
+
+
+def test_kl_equals_torch_distributions():
+    p, q = (Gaussian(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)) for _ in range(2))
+    normal = [torch.distributions.Normal(g.mean, torch.exp(0.5 * g.log_var)) for g in (p, q)]
+    assert torch.allclose(kl(p, q), torch.distributions.kl_divergence(*normal), atol=1e-5)
+
+
+def test_mean_and_variance_of_the_reverse_step():
+    process = DPM(erasing_beta(100))
+    t, xt, out = torch.tensor([2, 60]), torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4)
+    p = process.p_mean_variance(out, xt, t)
+    beta = erasing_beta(100)[t - 1].view(2, 1, 1, 1)
+    mean = xt * (1 - beta).sqrt() + out[:, :3] * beta.sqrt()
+    odds = beta / (1 - beta) * torch.exp(out[:, 3:].double() / 10)
+    assert torch.allclose(p.mean.double(), mean, atol=1e-5)
+    assert torch.allclose(p.log_var.exp().double(), odds / (1 + odds), rtol=1e-4)
+    step = process.p_mean_variance(0 * out, xt, t)  # the forward step
+    assert torch.allclose(step.log_var.exp().double(), beta.expand_as(mean), rtol=1e-5)
+
+
+# The bound
+
+
+def closed_form(process: DPM, oracle: GaussianOracle) -> float:
+    """-H(X1) - KL(q(xT) || π), in bits a value."""
+    T = process.num_timesteps
+    (_, var_1), (mean, var) = oracle.moments(1), oracle.moments(T)
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * var_1)
+    return -entropy - 0.5 * (var + mean**2 - 1 - math.log(var)) / math.log(2)
+
+
+@pytest.mark.parametrize(("m", "s", "channels"), [(0.6, 0.8, 1), (0.995, 0.1, 3)])
+def test_perfect_network_reaches_the_closed_form_of_the_bound(m, s, channels):
+    """For data of mean square 1, m² + s² = 1, as the bound supposes."""
+    process = DPM(erasing_beta(60))
+    oracle = GaussianOracle(process, m, s)
+    x0 = m + s * torch.randn(40, channels, 30, 30)
+    bound = process.bound(oracle, x0)
+    k = bound.total + channels * L_NULL
+    expected = channels * closed_form(process, oracle)
+    tolerance = 5 * k.std().item() / math.sqrt(40) + 1e-4
+    assert tolerance < 0.03 * channels
+    assert k.mean().item() == pytest.approx(expected, abs=tolerance)
+    assert bound.terms.shape == bound.t.shape == (40, 59)
+
+
+def test_quick_bound_is_unbiased_and_says_its_error():
+    process = DPM(erasing_beta(200))
+    oracle = GaussianOracle(process, 0.8, 0.6)
+    x0 = 0.8 + 0.6 * torch.randn(1500, 1, 4, 4)
+    few, full = (process.bound(oracle, x0, n) for n in (12, None))
+    assert few.terms.shape == (1500, 12)
+    error = math.hypot(few.total.std().item(), full.total.std().item()) / math.sqrt(1500)
+    assert error < 0.05
+    assert few.total.mean().item() == pytest.approx(full.total.mean().item(), abs=4 * error)
+
+
+@pytest.mark.parametrize("T", [100, 1000])
+def test_unit_data_and_a_perfect_network_give_l_null(T):
+    process = DPM(erasing_beta(T))
+    x0 = torch.randn(8, 1, 40, 40)
+    bound = process.bound(GaussianOracle(process), x0, 40)
+    tolerance = 5 * bound.total.std().item() / math.sqrt(8) + 1e-4
+    assert bound.total.mean().item() == pytest.approx(0, abs=tolerance)
+    out = GaussianOracle(process)(x0[:2], torch.tensor([2, T]))
+    assert out.abs().max() < 2e-4  # for unit data the perfect network answers 0
+    assert pytest.approx(-0.5 * math.log2(2 * math.pi * math.e)) == L_NULL
+
+
+@pytest.mark.parametrize(("T", "parts"), [(2, 1), (3, 1), (40, 39), (1000, 32), (1000, None)])
+def test_strata_cut_all_of_2_to_T(T, parts):
+    edges = strata(T, parts)
+    assert (edges[0], edges[-1]) == (2, T + 1)
+    assert len(edges) == (T if parts is None else parts + 1)
+    lengths = torch.tensor(edges).diff()
+    assert lengths.min() >= 1
+    if T == 1000 and parts:
+        assert lengths[-1] > 100 > lengths[0] == 1
+    for bad in (0, T):
+        with pytest.raises(UserError, match=f"{bad} terms"):
+            strata(T, bad)
+
+
+@pytest.mark.parametrize("parts", [1, 7, 39])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_drawn_times_and_their_weights_sum_over_t(parts, batch_size):
+    """E[weight f(t)] = Σ_t f(t), whatever the parts and the batch."""
+    edges = strata(40, parts)
+    f = torch.linspace(2, 0.1, 41)
+    sums, visits = [], torch.zeros(41)
+    for _ in range(2000 // batch_size + 200):
+        t, weight = draw_times(batch_size, edges, torch.device("cpu"))
+        assert t.shape == weight.shape == (batch_size,)
+        sums.append((weight * f[t]).mean())
+        visits[t] = 1
+    sums = torch.stack(sums)
+    error = sums.std().item() / math.sqrt(len(sums))
+    assert sums.mean().item() == pytest.approx(f[2:].sum().item(), abs=4.5 * error + 1e-3)
+    assert visits[2:].all()
+    assert not visits[:2].any()
+
+
+def test_loss_is_the_bound_of_what_was_drawn():
+    process = DPM(erasing_beta(30))
+    x0, eps, t = torch.randn(3, 2, 5, 5), torch.randn(3, 2, 5, 5), torch.tensor([2, 9, 30])
+    xt = process.q_sample(x0, t, eps)
+    p = process.p_mean_variance(zero(xt, t), xt, t)
+    bits = kl(process.q_posterior(x0, xt, t), p).sum((1, 2, 3)) / 25 / math.log(2)
+    bar = (1 - erasing_beta(30)).prod().item()
+    ceiling = 2 * 0.5 * math.log2((1 - bar) / erasing_beta(30)[0].item())  # two channels
+    weight = torch.tensor([1.0, 4.0, 9.0])
+    losses = process.loss(zero, x0, t, eps, weight)
+    assert torch.allclose(losses, weight * bits - ceiling, atol=1e-4)
+    alone = process.loss(zero, x0[1:2], t[1:2], eps[1:2], weight[1:2])  # a batch of one
+    assert torch.allclose(alone, losses[1:2], atol=1e-5)
+
+
+# Sampling, and the perturbed posterior
+
+
+def test_sampler_follows_the_exact_recursion(monkeypatch):
+    process = DPM(erasing_beta(300))
+    oracle = GaussianOracle(process, 0.3, 0.5)
+    noise = torch.randn(300, 1000)
+    scripted(monkeypatch, noise[1:])
+    seen = {}
+    samples = process.sample(oracle, noise[0].view(250, 1, 2, 2), on_step=seen.__setitem__)
+    exact, mean, var = noise[0].double(), 0.0, 1.0
+    for k, t in enumerate(range(300, 1, -1)):
+        a, c, step_var = oracle.step(t)
+        exact = a * exact + c + math.sqrt(step_var) * noise[k + 1]
+        mean, var = a * mean + c, a**2 * var + step_var
+    assert torch.allclose(samples.flatten().double(), exact, atol=2e-4)
+    assert list(seen) == list(range(299, 0, -1))
+    assert torch.equal(seen[1], samples)
+    # What is sampled is X1, within what remains of the data at T.
+    mean_1, var_1 = oracle.moments(1)
+    assert mean == pytest.approx(mean_1, abs=0.03)
+    assert var == pytest.approx(var_1, rel=0.01)
+
+
+def test_multiplying_by_evidence_equals_bayes_on_a_grid():
+    p = Gaussian(torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), math.log(0.3)))
+    z = torch.linspace(-8, 8, 100_001, dtype=torch.float64)
+    log_p = -((z - 0.4) ** 2) / 0.6 - (z + 0.5) ** 2 / (2 * 0.2)
+    mass = torch.softmax(log_p, 0)
+    mean = (mass * z).sum()
+    q = multiply(p, torch.full((1, 1, 1, 1), -0.5), torch.full((1, 1, 1, 1), 0.2))
+    assert q.mean.item() == pytest.approx(mean.item(), abs=1e-6)
+    assert q.log_var.exp().item() == pytest.approx((mass * (z - mean) ** 2).sum().item(), rel=1e-5)
+    y = torch.full((1, 1, 1, 1), 0.1)
+    known, unknown = (multiply(p, y, torch.full_like(y, v)) for v in (0.0, float("inf")))
+    assert torch.equal(known.mean, y)
+    assert known.log_var.exp() == 0
+    assert torch.equal(unknown.mean, p.mean)
+    assert torch.equal(unknown.log_var, p.log_var)
+
+
+def perturbed_recursion(oracle: GaussianOracle, y: float, noise_var: float) -> tuple[float, float]:
+    """Mean and variance of the algorithm's x1, for evidence y with noise on a single value."""
+    mean, var = y / (1 + noise_var), noise_var / (1 + noise_var)  # π r
+    for t in range(len(oracle.beta), 1, -1):
+        a, c, step_var = oracle.step(t)
+        weight = step_var / (step_var + noise_var)
+        mean = (1 - weight) * (a * mean + c) + weight * y
+        var = ((1 - weight) * a) ** 2 * var + (1 - weight) * step_var
+    return mean, var
+
+
+def test_posterior_draws_follow_the_linear_recursion(monkeypatch):
+    process = DPM(erasing_beta(100))
+    oracle = GaussianOracle(process, 0.2, 0.9)
+    noise = torch.randn(100, 600)
+    y = torch.full((150, 1, 2, 2), 1.5)
+    scripted(monkeypatch, noise)
+    draws = process.posterior_sample(oracle, y, torch.full_like(y, 0.4))
+    exact = 1.5 / 1.4 + math.sqrt(0.4 / 1.4) * noise[0].double()
+    for k, t in enumerate(range(100, 1, -1)):
+        a, c, var = oracle.step(t)
+        precision = 1 / var + 1 / 0.4
+        exact = ((a * exact + c) / var + 1.5 / 0.4) / precision + noise[k + 1] / precision**0.5
+    assert torch.allclose(draws.flatten().double(), exact, atol=2e-4)
+    mean, var = perturbed_recursion(oracle, 1.5, 0.4)
+    assert draws.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(var / 600))
+    assert draws.var().item() == pytest.approx(var, rel=5 * math.sqrt(2 / 600))
+
+
+def test_constant_evidence_counts_about_twice():
+    """Unit data, unit noise, y = 1: the README's table. The true posterior is 0.5 and 0.5."""
+    found = perturbed_recursion(GaussianOracle(DPM(erasing_beta(1000))), 1.0, 1.0)
+    assert found[0] == pytest.approx(0.667, abs=2e-3)
+    assert found[1] == pytest.approx(0.333, abs=2e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inpainting_leaves_the_known_pixels_alone(channels):
+    process = DPM(erasing_beta(30))
+    network = ConvDense(channels, 28, 30, **QUICK)
+    torch.nn.init.normal_(network.readouts[-1].weight, std=0.3)
+    x0 = torch.randn(1, channels, 28, 28)
+    missing = sample_mnist.read_mask("left", (channels, 28, 28))
+    assert missing[..., :14].all()
+    assert not missing[..., 14:].any()
+    noise_var = torch.where(missing, float("inf"), 0.0).expand_as(x0)
+    draws = process.posterior_sample(network, torch.where(missing, 0.0, x0), noise_var)
+    assert torch.equal(draws[..., 14:], x0[..., 14:])
+    assert (draws[..., :14] != x0[..., :14]).all()
+    assert draws.isfinite().all()
+
+
+def test_what_is_missing_is_drawn_from_the_model():
+    """Independent pixels: what is known of one says nothing of the other, nor does the grey."""
+    process = DPM(erasing_beta(100))
+    oracle = GaussianOracle(process, 0.5, 0.7)
+    y = torch.full((2000, 1, 1, 2), 9.0)
+    noise_var = torch.tensor([0.0, float("inf")]).view(1, 1, 1, 2).expand_as(y)
+    draws = process.posterior_sample(oracle, y, noise_var)
+    mean, var = perturbed_recursion(oracle, 0.0, 1e12)
+    assert (draws[..., 0] == 9).all()
+    assert draws[..., 1].mean().item() == pytest.approx(mean, abs=5 * math.sqrt(var / 2000))
+    assert draws[..., 1].var().item() == pytest.approx(var, rel=5 * math.sqrt(2 / 2000))
+
+
+def test_denoising_without_noise_returns_the_image():
+    process = DPM(erasing_beta(30))
+    y = torch.randn(2, 3, 4, 4)
+    assert torch.equal(process.posterior_sample(GaussianOracle(process), y, 0 * y), y)
+
+
+# Learned rates
+
+
+def test_learned_rates_have_the_derivatives_of_the_bound():
+    """With frozen noise: against finite differences. β_1 does not move."""
+    torch.manual_seed(1)
+    process = DPM(erasing_beta(30), learned=True)
+    x0, eps = torch.randn(64, 1, 4, 4).sign(), torch.randn(64, 1, 4, 4)
+    t, weight = draw_times(64, strata(30), torch.device("cpu"))
+
+    def network(xt, t):  # a good guess at the two points ±1, which no linear one can be
+        return torch.cat([0.5 * (torch.tanh(2 * xt) - xt), -torch.ones_like(xt)], 1)
+
+    def loss():
+        return process.loss(network, x0, t, eps, weight).double().mean()
+
+    loss().backward()
+    found = process.shift.grad.clone()
+    expected = torch.zeros(10)
+    for j in range(10):
+        sides = []
+        for step in (0.02, -0.02):
+            with torch.no_grad():
+                process.shift[j] += step
+                sides.append(loss().item())
+                process.shift[j] -= step
+        expected[j] = (sides[0] - sides[1]) / 0.04
+    assert expected.abs().max() > 0.1
+    assert torch.allclose(found, expected, rtol=0.02, atol=2e-4)
+    with torch.no_grad():
+        process.shift += torch.randn(10)
+    beta = process.beta()
+    assert beta[0].item() == pytest.approx(erasing_beta(30)[0].item(), rel=1e-6)
+    assert (beta[1:] / erasing_beta(30)[1:] - 1).abs().max() > 0.1
+    assert torch.allclose(DPM(beta.detach()).rates().post_x0, process.rates().post_x0)
+
+
+def test_fixed_rates_are_no_parameters_and_learned_ones_start_there():
+    beta = erasing_beta(50)
+    fixed, learned = DPM(beta), DPM(beta, learned=True)
+    assert list(fixed.parameters()) == []
+    assert fixed.state_dict() == {}
+    assert set(learned.state_dict()) == {"shift"}
+    for one, other in zip(fixed.rates(), learned.rates(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5)
+    assert torch.allclose(learned.beta(), beta)
+
+
+# The data
+
+
+def test_standardised_data_have_mean_zero_and_variance_one():
+    levels = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8) // 3
+    norm = standard(levels)
+    images = levels.float() / 127.5 - 1
+    x0 = norm.encode(images, dequantize=False)
+    assert x0.mean().item() == pytest.approx(0, abs=1e-4)
+    assert x0.var(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(norm.decode(x0), images, atol=1e-5)
+    with pytest.raises(UserError, match="one grey"):
+        standard(torch.full((2, 1, 4, 4), 7, dtype=torch.uint8))
+
+
+def test_dequantisation_spreads_a_level_over_its_width():
+    norm = Standard(33.3, 78.6)
+    images = torch.full((1, 1, 200, 200), 10 / 127.5 - 1)
+    levels = norm.encode(images) * 78.6 + 33.3
+    assert 9.5 - 1e-3 <= levels.min() < 9.51
+    assert 10.49 < levels.max() <= 10.5 + 1e-3
+    assert levels.mean().item() == pytest.approx(10, abs=0.01)
+    assert levels.var().item() == pytest.approx(1 / 12, rel=0.02)
+    whole = norm.encode(images, dequantize=False) * 78.6 + 33.3
+    assert torch.allclose(whole, torch.tensor(10.0), atol=1e-4)
+
+
+def test_bits_per_dim_of_a_gaussian_model():
+    """L_null itself: -log2 of the density of a level under N(mean, std²), averaged over levels."""
+    norm = Standard(100.0, 20.0)
+    levels = 100 + 20 * torch.randn(200_000, dtype=torch.float64)
+    density = torch.distributions.Normal(100.0, 20.0).log_prob(levels) / math.log(2)
+    assert norm.bits_per_dim(0.0, 1) == pytest.approx(-density.mean().item(), abs=0.01)
+    assert norm.bits_per_dim(3 * 2.0, 3) == pytest.approx(norm.bits_per_dim(0, 1) - 2)
+    assert Standard(33.32, 78.57).bits_per_dim(0.0, 1) == pytest.approx(8.34, abs=5e-3)
+
+
+def test_real_mnist_has_the_constant_of_the_readme(real_mnist):
+    norm = standard(real_mnist.train)
+    assert norm.mean == pytest.approx(33.318, abs=1e-2)
+    assert norm.std == pytest.approx(78.567, abs=1e-2)
+    assert norm.bits_per_dim(0.0, 1) == pytest.approx(8.34, abs=5e-3)
+
+
+# The network
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("paths", [{}, {"num_conv_layers": 0}, {"num_dense_layers": 0}])
+def test_a_new_network_is_the_forward_step_and_all_of_it_learns(channels, paths):
+    network = ConvDense(channels, 28, 50, **QUICK | paths)
+    xt, t = torch.randn(1, channels, 28, 28), torch.tensor([7])
+    out = network(xt, t)
+    assert out.shape == (1, 2 * channels, 28, 28)
+    assert out.dtype == torch.float32
+    assert (out == 0).all()
+    torch.nn.init.normal_(network.readouts[-1].weight)
+    network(torch.randn(4, channels, 28, 28), torch.tensor([1, 2, 9, 50])).square().sum().backward()
+    idle = [name for name, p in network.named_parameters() if not p.grad.any()]
+    assert idle == []
+
+
+def test_the_time_enters_by_the_bumps_alone():
+    network = ConvDense(1, 28, 1000, **QUICK)
+    torch.nn.init.normal_(network.readouts[-1].weight)
+    xt = torch.randn(1, 1, 28, 28)
+    with torch.no_grad():
+        many = network(xt.expand(1000, 1, 28, 28)[::50], torch.arange(1, 1001, 50))
+    rank = torch.linalg.matrix_rank(many.flatten(1).double(), rtol=1e-5)
+    assert rank <= 10
+    assert rank >= 9
+
+
+def test_scales_keep_the_size_of_what_passes_through():
+    for num_scales in (1, 2, 3):
+        h = torch.randn(8, 4, 28, 28)
+        for _ in range(6):
+            conv = MultiScaleConv(h.shape[1], 32, num_scales, 3)
+            for layer in conv.convs:
+                torch.nn.init.kaiming_normal_(layer.weight, a=0.05)
+            h = torch.nn.functional.leaky_relu(conv(h), 0.05)
+        assert 0.4 < h.square().mean().sqrt() < 2.5
+
+
+def test_scales_are_the_mean_of_squares_convolved_and_repeated():
+    conv = MultiScaleConv(1, 1, 2, 1)
+    for layer, weight in zip(conv.convs, (2.0, 3.0), strict=True):
+        torch.nn.init.constant_(layer.weight, weight)
+        torch.nn.init.zeros_(layer.bias)
+    h = torch.randn(1, 1, 4, 4)
+    means = h.view(2, 2, 2, 2).mean((1, 3)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.allclose(conv(h)[0, 0], (2 * h[0, 0] + 3 * means) / math.sqrt(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_conv_layers": 0, "num_dense_layers": 0}, "no layers"),
+        ({"num_scales": 4}, "cannot be halved 3 times"),
+        ({"num_scales": 0}, "num_scales is 0"),
+        ({"kernel_size": 4}, "kernel_size is 4"),
+        ({"conv_channels": 0}, "conv_channels is 0"),
+        ({"num_readout_layers": 0}, "num_readout_layers is 0"),
+    ],
+)
+def test_impossible_networks_are_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        ConvDense(1, 28, 1000, **change)
