@@ -14,16 +14,17 @@ from common import checkpoint, cli
 from common.device import pick_device
 from common.errors import UserError
 from common.run import check
-from lesson_02.dpm import DPM, L_NULL, draw_times, erasing_beta, strata
+from lesson_02.dpm import DPM, L_NULL, draw_times, strata
 
 TURNS = (1.5 * math.pi, 4.5 * math.pi)  # the angle along the roll, which is its radius as well
 
 
 def main(
     num_timesteps: int = 40,
-    num_units: int = 64,
+    num_units: int = 128,
+    beta_1: float = 0.001,
     learned_beta: bool = False,
-    noise: float = 0.05,
+    noise: float = 0.02,
     num_training_steps: int = 6000,
     batch_size: int = 512,
     learning_rate: float = 0.01,
@@ -41,6 +42,7 @@ def main(
     Args:
         num_timesteps: T; the paper has 40.
         num_units: radial units of the network; the paper has 16.
+        beta_1: variance of the first forward step.
         learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
         noise: deviation of the points from the roll, where that of the data is 1.
         num_training_steps: optimiser steps.
@@ -63,19 +65,34 @@ def main(
     checkpoint.make_folder(folder)
     torch.manual_seed(seed)
     start = time.perf_counter()
-    process = DPM(erasing_beta(num_timesteps), learned_beta).to(place)
-    model = RadialNetwork(num_timesteps, num_units).to(place)
+    process = DPM(geometric_beta(num_timesteps, beta_1), learned_beta).to(place)
+    model = RadialNetwork(num_timesteps, roll(num_units, 0.1)).to(place)
     train(process, model, noise, num_training_steps, batch_size, learning_rate)
     with torch.no_grad():
         bits = process.bound(model, roll(num_bound_points, noise).to(place)).total
         k, error = bits.mean().item() + 2 * L_NULL, bits.std().item() / len(bits) ** 0.5
-        beta_1 = process.beta()[0].item()
         limit = -entropy_bits(noise, beta_1)
         save_figure(folder / "swiss_roll.png", process, model, noise, num_points)
     print(f"K = {k:.3f} ± {error:.3f} bits a point, at most {limit:.3f} (-H(X1), by quadrature)")
     print(f"K - L_null = {k - 2 * L_NULL:.3f} ± {error:.3f}, at most {limit - 2 * L_NULL:.3f}")
     print("The paper: 2.35 and 6.45, for a roll whose noise it does not say")
     print(f"{time.perf_counter() - start:.0f} s; {folder}/swiss_roll.png")
+
+
+def geometric_beta(T: int, beta_1: float, last_ratio: float = 100.0) -> Tensor:
+    """Variances of T forward steps, each of which multiplies the ratio of noise to signal,
+    (1-ᾱ_t)/ᾱ_t, by the same number: from β_1/(1-β_1) to last_ratio. float64 (T,).
+
+    Differs: for so few steps; those of `erasing_beta` would begin with β_1 = 1/T.
+    """
+    if T < 2 or not 0 < beta_1 < 0.9:
+        raise UserError(
+            f"no {T} steps begin with {beta_1}: give num_timesteps at least 2, beta_1 in 0 to 0.9"
+        )
+    start = math.log(beta_1 / (1 - beta_1))
+    log_ratio = torch.linspace(start, math.log(last_ratio), T, dtype=torch.float64)
+    log_alpha_bar = torch.cat([torch.zeros(1), torch.nn.functional.logsigmoid(-log_ratio)])
+    return -torch.expm1(log_alpha_bar.diff())
 
 
 def roll(num_points: int, noise: float) -> Tensor:
@@ -124,9 +141,10 @@ class RadialNetwork(nn.Module):
     h_k = softmax_k(-|(xt - c_k) / w_k|²/2),  (μ, b) = W_t h;  xt (B, 2, 1, 1) -> (B, 4, 1, 1)
     """
 
-    def __init__(self, num_timesteps: int, num_units: int) -> None:
+    def __init__(self, num_timesteps: int, centres: Tensor) -> None:
         super().__init__()
-        self.centre = nn.Parameter(torch.randn(num_units, 2))
+        num_units = len(centres)
+        self.centre = nn.Parameter(centres.view(num_units, 2).clone())
         self.log_width = nn.Parameter(torch.full((num_units,), math.log(2 / num_units**0.5)))
         self.readout = nn.Parameter(torch.zeros(num_timesteps + 1, 4, num_units))
 
