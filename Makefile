@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation clean
+.PHONY: train test check ablation figures notebooks maps clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -17,6 +17,15 @@ check: .venv/tested  ## format, lint, types
 
 ablation: .venv/installed  ## train and measure every row of lesson 9's ablation
 	$(BIN)/python lesson_09/ablation.py
+
+figures: .venv/installed  ## make the READMEs' pictures from the shipped networks (MNIST is needed)
+	$(BIN)/python -m common.figures
+
+notebooks: .venv/tested  ## run every notebook and keep its pictures
+	$(BIN)/jupyter execute --inplace lesson_*/walkthrough.ipynb
+
+maps: .venv/tested  ## mend the line numbers in the READMEs' equation maps, and check them
+	$(BIN)/python -m tests.maps --fix
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
