@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import os
-import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +18,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from common.archive import Damaged, at_most, check_archive, check_sizes, check_values
+from common.download import SILENCE, download
 from common.errors import UserError
-from common.mnist import TIMEOUT, give_up_after
 
 FORMAT = 1
+TIMEOUT = SILENCE
 KEYS = {"lesson": str, "config": dict, "dataset": str, "step": int, "ema": dict}
+
+# What building a network from a damaged config can fail with.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 Checkpoint = dict[str, Any]
 N = TypeVar("N", bound=nn.Module)
@@ -63,18 +77,17 @@ def load(source: str | Path, lesson: str | None = None, sha256: str | None = Non
         lesson: refuse a checkpoint of another lesson.
         sha256: refuse a file with another sum.
     """
-    path = fetch(str(source)) if is_address(source) else Path(source).expanduser()
+    path = fetch(str(source), sha256) if is_address(source) else Path(source).expanduser()
     check_file(path, sha256)
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than tensors and plain values; it could run code and was not loaded"
-        ) from None
+        check_values(content, path.stat().st_size)
+        check_content(path, content, lesson)
+    except UserError:
+        raise
     except Exception as error:  # a damaged archive fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged and cannot be loaded ({reason})") from None
-    check_content(path, content, lesson)
+        raise UserError(f"{path} is damaged and cannot be loaded ({in_a_line(error)})") from None
     return content
 
 
@@ -93,26 +106,23 @@ def check_file(path: Path, sha256: str | None) -> None:
         raise UserError(f"{path} has the sha256 {digest}, not {sha256}: it is another file")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty: take an earlier one")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is no checkpoint, or was cut short: copy or download it again")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise UserError(f"{path} claims more than it holds and was not loaded")
 
 
 def check_content(path: Path, content: Any, lesson: str | None) -> None:
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} holds no checkpoint of these lessons")
-    if content["format"] != FORMAT:
+    number = content["format"]
+    if isinstance(number, int) and number != FORMAT:
         raise UserError(
-            f"{path} has format {content['format']}, but this version reads {FORMAT}: "
-            "update the repository"
+            f"{path} has format {number}, but this version reads {FORMAT}: update the repository"
         )
-    for key, kind in KEYS.items():
+    for key, kind in {"format": int, **KEYS}.items():
         if not isinstance(content.get(key), kind):
-            raise UserError(f"{path} is damaged: it has no valid {key!r}")
+            raise Damaged(f"it has no valid {key!r}")
+    for key in ("lesson", "dataset"):
+        if not re.fullmatch(r"[\w.]{1,60}", content[key], re.ASCII):
+            raise Damaged(f"it has no valid {key!r}")
+    check_sizes(content["config"])
     if lesson is not None and content["lesson"] != lesson:
         raise UserError(
             f"{path} is a checkpoint of {content['lesson']}, not of {lesson}: "
@@ -131,15 +141,22 @@ def load_weights(network: N, content: Checkpoint) -> N:
 @contextlib.contextmanager
 def must_fit(source: str | Path) -> Iterator[None]:
     """While what a checkpoint describes is built: say in one line what does not fit."""
+    path = cached(str(source)) if is_address(source) else Path(source).expanduser()
     try:
-        yield
+        with at_most(path.stat().st_size // 2):  # a weight takes two bytes at least
+            yield
     except UserError as error:
         raise UserError(f"{source} is damaged: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except FAILURES as error:
         raise UserError(
-            f"{source} is damaged: its config and weights do not fit ({reason})"
+            f"{source} is damaged: its config and weights do not fit ({in_a_line(error)})"
         ) from None
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says, which may hold words from the file, in one printable line."""
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in words)
 
 
 def make_folder(folder: Path) -> None:
@@ -160,27 +177,23 @@ def is_address(source: str | Path) -> bool:
     return str(source).startswith(("http://", "https://"))
 
 
-def fetch(address: str) -> Path:
-    """The file behind an address, in the cache; downloaded if it is not there yet."""
+def cached(address: str) -> Path:
+    """Where the file behind an address is kept. No name from the address or a server is used."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = home / "diffusion-lessons" / (hashlib.sha256(address.encode()).hexdigest()[:32] + ".pt")
-    if path.exists():
-        return path
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with give_up_after(TIMEOUT):
-            torch.hub.download_url_to_file(address, str(partial))
-        if not zipfile.is_zipfile(partial):
-            raise UserError(f"{address} gave no checkpoint, or was cut short: nothing was kept")
-        os.replace(partial, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{address} could not be downloaded ({error}): nothing was kept") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    return home / "diffusion-lessons" / (hashlib.sha256(address.encode()).hexdigest()[:32] + ".pt")
+
+
+def fetch(address: str, sha256: str | None) -> Path:
+    """The file behind an address, in the cache; downloaded if it is not there yet."""
+    path = cached(address)
+    if not path.exists():
+        download(address, path, sha256, must_be_zip, TIMEOUT)
     return path
+
+
+def must_be_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("the server gave no checkpoint, or cut it short")
 
 
 def shrink(training: str, small: str) -> None:

@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
-from common import checkpoint
+from common import checkpoint, processes
 from common.device import pick_device
 from common.errors import UserError
-from common.run import find_checkpoint
+from common.folder import find_checkpoint, saved
 
 
 class Parser(ArgumentParser):
@@ -51,7 +52,8 @@ def run(
     try:
         call(main, words, presets, groups)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        which = f"process {processes.rank()}: " if processes.rank() > 0 else ""
+        print(f"{which}error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -78,6 +80,8 @@ def call(
         parser.add_class_arguments(kind, as_positional=False)
 
     words = bare_resume(several_words(words, lists(parameters, groups)))
+    if "resume" in fields(flat) and processes.restarted():
+        words = resume_latest(words, folder)
     resumed = value_of(words, "resume") if "resume" in fields(flat) else None
     if resumed is not None:
         parser.set_defaults(known(parser, resumed_config(resumed, words, folder)))
@@ -157,6 +161,12 @@ def bare_resume(words: list[str]) -> list[str]:
     return result
 
 
+def resume_latest(words: list[str], folder: Path) -> list[str]:
+    """As torchrun starts a run anew: from its last checkpoint, if it had saved one."""
+    kept = saved(Path(value_of(words, "output_dir") or folder / "output"))
+    return [*words, "--resume", "latest"] if kept else words
+
+
 def resumed_config(resume: str, words: list[str], folder: Path) -> dict[str, Any]:
     """The flags of the run to go on with; what stands on the command line comes on top."""
 
@@ -182,8 +192,9 @@ def default_preset(folder: Path, device: str | None) -> str:
     chosen, other = ("paper", "laptop") if kind == "cuda" else ("laptop", "paper")
     path = folder / "configs" / f"{chosen}.yaml"
     note = path.read_text().splitlines()[0].lstrip("# ")
-    print(f"Preset configs/{chosen}.yaml, as the device is {kind}: {note}")
-    print(f"The other one: --config configs/{other}.yaml", flush=True)
+    if processes.rank() == 0:
+        print(f"Preset configs/{chosen}.yaml, as the device is {kind}: {note}")
+        print(f"The other one: --config configs/{other}.yaml", flush=True)
     return str(path)
 
 
@@ -201,8 +212,25 @@ def find_presets(words: list[str], folder: Path) -> list[str]:
 def preset_path(name: str, folder: Path) -> str:
     for path in (Path(name), folder / name):
         if path.is_file():
+            check_preset(path)
             return str(path)
     there = sorted(str(p.relative_to(folder)) for p in folder.glob("configs/*.yaml"))
     raise UserError(
         f"--config {name} does not exist; beside the script are {', '.join(there) or 'none'}"
     )
+
+
+def check_preset(path: Path) -> None:
+    """Refuse a file that is no short list of flags, before anything is made of it."""
+    if path.stat().st_size > 100_000:
+        raise UserError(f"--config {path} is too long for a preset: a YAML file of flags is wanted")
+    depth = 0
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8")):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > 10 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise UserError(f"--config {path}: lists this deep, tags and aliases are refused")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--config {path} is no valid YAML ({reason})") from None

@@ -1,24 +1,27 @@
 """MNIST and its relatives, whole in memory as uint8, and shuffled batches of them.
 
 Files lie in torchvision's layout in `--data_dir`, else in $DIFFUSION_DATA, else in data/ at the
-root of the repository. What is missing is downloaded by torchvision, which checks the sums.
+root of the repository. What is missing is downloaded from the places that torchvision knows, with
+the sums that it knows.
 """
 
 import os
-import socket
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_md5, extract_archive
 
+from common import processes
+from common.download import SILENCE, receive
 from common.errors import UserError
 from common.images import from_uint8
 
@@ -29,7 +32,8 @@ TORCHVISION = {
     "kmnist": datasets.KMNIST,
     "cifar10": datasets.CIFAR10,
 }
-TIMEOUT = 10.0  # seconds without a byte after which a mirror is given up
+TIMEOUT = SILENCE
+MOST_BYTES = 2**30  # of a file of images
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Batches:
 
 def load(dataset: Dataset = "auto", data_dir: str | Path | None = None) -> Images:
     """The data set by name; "auto" is MNIST, or scikit-learn's digits where it cannot be had."""
+    with processes.one_first():
+        return found(dataset, data_dir)
+
+
+def found(dataset: Dataset, data_dir: str | Path | None) -> Images:
     folder = Path(data_dir or os.environ.get("DIFFUSION_DATA") or default_folder()).expanduser()
     if dataset == "digits":
         return digits()
@@ -139,11 +148,15 @@ def from_torchvision(name: str, folder: Path) -> Images:
     for images, labels, file in [(train, train_labels, files[0]), (test, test_labels, files[2])]:
         if images.ndim != 3 or not len(images) == len(labels) > 0:
             raise damaged(raw / file, f"{len(images)} images, {len(labels)} labels")
+        if not images.shape[1] == images.shape[2] == train.shape[2] > 0:
+            raise damaged(raw / file, "images that are not square, or of several sizes")
     return Images(name, train[:, None], train_labels, test[:, None], test_labels)
 
 
 def read_idx(path: Path) -> Tensor:
     read = read_image_file if "images" in path.name else read_label_file
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path} cannot be read (it is no file of images): mend it, or --data_dir")
     try:
         return read(str(path))
     except OSError as error:
@@ -181,28 +194,40 @@ def digits() -> Images:
 
 
 def download(name: str, folder: Path) -> None:
-    """Have torchvision fetch the files, from one mirror after the other."""
+    """Fetch the files that torchvision names, from one mirror after the other, with its sums."""
     kind = TORCHVISION[name]
     reasons = []
     for mirror in getattr(kind, "mirrors", [None]):
-        # torchvision goes on to its next mirror after a refusal, but not after a silence.
-        one = kind if mirror is None else type(kind.__name__, (kind,), {"mirrors": [mirror]})
         print(f"Downloading {name} into {folder}", flush=True)
         try:
-            with give_up_after(TIMEOUT):
-                one(str(folder), download=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".part-", dir=folder) as fresh:
+                fetch(kind, mirror, Path(fresh))
+                move_in(Path(fresh), folder)
             return
-        except (OSError, RuntimeError) as error:
-            reasons.append(str(error).strip().splitlines()[-1])
+        except (OSError, ValueError, RuntimeError, HTTPException) as error:
+            reasons.append((str(error).strip() or type(error).__name__).splitlines()[-1])
     raise Unavailable("; ".join(dict.fromkeys(reasons)))
 
 
-@contextmanager
-def give_up_after(seconds: float) -> Iterator[None]:
-    """Sockets opened in here fail after so many seconds of silence."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def fetch(kind: Any, mirror: str | None, fresh: Path) -> None:
+    """Everything of a data set, checked and unpacked, in an empty folder."""
+    if mirror is None:
+        files, place = [(kind.url, kind.filename, kind.tgz_md5)], fresh
+    else:
+        files = [(mirror + name, name, md5) for name, md5 in kind.resources]
+        place = fresh / kind.__name__ / "raw"
+        place.mkdir(parents=True)
+    for address, name, md5 in files:
+        receive(address, place / name, TIMEOUT)
+        if not check_md5(str(place / name), md5):
+            raise ValueError(f"{address} gave another file than it should")
+        extract_archive(str(place / name), str(place))
+
+
+def move_in(fresh: Path, folder: Path) -> None:
+    """Each file to its place, whole from the first moment that it is there."""
+    for file in [path for path in fresh.rglob("*") if path.is_file()]:
+        target = folder / file.relative_to(fresh)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)

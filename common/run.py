@@ -1,6 +1,5 @@
 """A training run's folder: its log, bar, previews, checkpoints, and how it stops and goes on."""
 
-import csv
 import math
 import signal
 import time
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import checkpoint
+from common import checkpoint, processes
 from common.device import Precision, autocast, hardware, pick_device
 from common.errors import UserError
+from common.folder import append_row, find_checkpoint, keep_rows, open_folder, saved
 
 
 @dataclass
@@ -31,6 +31,8 @@ class RunOptions:
         device: auto, cpu, cuda, cuda:1, mps.
         precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
         compile: let torch.compile build faster code first, for a minute or more.
+        accumulate: parts that a batch is cut into, one after the other, where memory is short.
+        max_bad_steps: steps to leave out, over the run, whose loss or gradient is not finite.
         log_every: steps between rows of metrics.csv.
         preview_every: steps between previews.
         num_previews: images in a preview.
@@ -43,6 +45,8 @@ class RunOptions:
     device: str = "auto"
     precision: Precision = "auto"
     compile: bool = False
+    accumulate: int = 1
+    max_bad_steps: int = 0
     log_every: int = 100
     preview_every: int = 500
     num_previews: int = 64
@@ -60,6 +64,7 @@ class Run:
                 run.record(losses, t, grad_norm=grad_norm)
 
     Ctrl-C and SIGTERM are heeded after the step at hand: checkpoint, a line, exit code 130 or 143.
+    Started by torchrun, all processes take these steps together; process 0 alone writes and speaks.
 
     Args:
         options: the flags of every run.
@@ -68,10 +73,11 @@ class Run:
     """
 
     def __init__(self, options: RunOptions, folder: Path, lesson: str) -> None:
-        names = ("log_every", "preview_every", "num_previews", "checkpoint_every")
+        names = ("log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate")
         check(lambda value: value >= 1, "at least 1", **{n: getattr(options, n) for n in names})
+        check(lambda value: value >= 0, "at least 0", max_bad_steps=options.max_bad_steps)
         self.options, self.lesson = options, lesson
-        self.device = pick_device(options.device)
+        self.device = processes.own_device(pick_device(options.device))
         self.folder = Path(options.output_dir) if options.output_dir else folder / "output"
         self.resumed: checkpoint.Checkpoint | None = None
         if options.resume:
@@ -79,29 +85,62 @@ class Run:
             self.resumed = checkpoint.load(path, lesson)
             if "training" not in self.resumed:
                 raise UserError(f"{path} was made for sampling only: training cannot go on from it")
-        open_folder(self.folder, fresh=self.resumed is None)
         self.start = self.step = self.resumed["step"] if self.resumed else 0
         self.metrics = self.folder / "metrics.csv"
         self.config: dict[str, Any] = {}
         self.dataset = ""
         self.tracked: dict[str, Any] = {}
-        self.stopped_by: int | None = None
+        self.stopped_by = 0  # the number of a signal
         self.sums = torch.zeros(2, 4, dtype=torch.float64)
         self.scalars: dict[str, float] = {}
-        self.count = 0
+        self.count = self.bad_steps = 0
         self.looked = 0.0  # seconds
+        self.is_looking = False
         torch.manual_seed(options.seed)
 
     def __enter__(self) -> Self:
+        processes.join(self.device)
+        self.lock = None
+        if processes.rank() == 0:
+            fresh = self.resumed is None and not processes.restarted()
+            self.lock = open_folder(self.folder, fresh)
         self.handlers = {s: signal.signal(s, self.heed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.release()
+        try:
+            self.explain(error)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def release(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+    def explain(self, error: BaseException | None) -> None:
+        """Say in one line what a run can end of that is nobody's mistake in the code."""
+        if error is None or isinstance(error, UserError):
+            return
+        if isinstance(error, OSError):
+            name = f" ({error.filename})" if error.filename else ""
+            raise UserError(f"{error.strerror or error}{name}; {self.last_good()}") from None
+        if is_out_of_memory(error):
+            raise UserError(f"out of memory at step {self.step}: {self.less_memory()}") from None
+        if processes.lost(error):
+            raise UserError(
+                f"another process of this run has ended, so this one stops at step {self.step}; "
+                f"{self.last_good()}. To go on: the same command with --resume"
+            ) from None
+
+    def less_memory(self) -> str:
+        if self.is_looking:
+            return f"try --num_previews {max(1, self.options.num_previews // 2)}"
+        B, parts = self.config.get("batch_size", 1), self.options.accumulate
+        if 2 * parts > B:
+            return "try a smaller network"
+        return f"try --batch_size {B // 2}, or --accumulate {2 * parts}"
 
     def heed(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = number
@@ -113,6 +152,13 @@ class Run:
             model.compile()
         return model
 
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The network to compute the loss with: the model itself, or where torchrun started several
+        processes or --accumulate is given, one that answers the same, part by part."""
+        if self.options.accumulate > 1:
+            model = processes.InParts(model, self.options.accumulate)
+        return processes.Share(model, self.device) if processes.count() > 1 else model
+
     def autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.options.precision)
 
@@ -121,11 +167,12 @@ class Run:
         """For previews and held-out losses: no gradients, the same random numbers every time, and
         the run's own random numbers untouched."""
         devices = [self.device] if self.device.type == "cuda" else []
-        start = time.perf_counter()
+        start, self.is_looking = time.perf_counter(), True
         with torch.random.fork_rng(devices), torch.no_grad(), self.autocast():
             torch.manual_seed(seed)
             yield
         self.looked += time.perf_counter() - start
+        self.is_looking = False
 
     def track(self, config: dict[str, Any], dataset: str, **state: Any) -> None:
         """Say what the checkpoints hold; if the run is resumed, restore it from there.
@@ -139,6 +186,10 @@ class Run:
         left_out = {"options", "resume", "output_dir"}
         self.config = plain({k: v for k, v in flags.items() if k not in left_out})
         self.dataset, self.tracked = dataset, state
+        same = {k: v for k, v in self.config.items() if k != "device"}
+        processes.agree({"dataset": dataset, "first step": self.start, **same})
+        if processes.rank() == 0 and (self.resumed or processes.restarted()):
+            keep_rows(self.metrics, self.start)
         if self.resumed is None:
             return
         if self.resumed["dataset"] != dataset:
@@ -155,14 +206,16 @@ class Run:
                 torch.cuda.set_rng_state(training["cuda_rng"], self.device)
             self.sums.copy_(training["sums"])
             self.scalars, self.count = training["scalars"], training["count"]
+            self.bad_steps = training.get("bad_steps", 0)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this run's flags ({reason})") from None
-        keep_rows(self.metrics, self.start)
         self.say(f"Going on from step {self.start:,}")
 
     def say(self, text: str) -> None:
         """To the screen and to log.txt."""
+        if processes.rank() > 0:
+            return
         tqdm.write(text)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
@@ -172,9 +225,9 @@ class Run:
         with self.autocast():
             precision = "bfloat16" if torch.is_autocast_enabled(self.device.type) else "float32"
         self.say(f"{name}, {parameters:,} parameters, on {images}")
-        self.say(
-            f"{self.device.type}: {hardware(self.device)}, {precision}; files in {self.folder}"
-        )
+        many = f"{processes.count()} processes, each on " if processes.count() > 1 else ""
+        place = f"{many}{self.device.type}: {hardware(self.device)}"
+        self.say(f"{place}, {precision}; files in {self.folder}")
 
     def steps(self, num_training_steps: int) -> Iterator[int]:
         """The steps still to do, counted from 1, behind a bar; saves where it is due."""
@@ -183,52 +236,76 @@ class Run:
         self.clock = began = time.perf_counter()
         steps = range(self.start + 1, num_training_steps + 1)
         self.bar = tqdm(
-            steps, initial=self.start, total=num_training_steps, unit="step", smoothing=0.05
+            steps,
+            initial=self.start,
+            total=num_training_steps,
+            unit="step",
+            smoothing=0.05,
+            disable=processes.rank() > 0,
         )
         for step in self.bar:
             self.step = step
             yield step
-            if self.stopped_by is not None:
+            self.stopped_by = processes.largest(self.stopped_by)
+            if self.stopped_by:
                 self.stop()
             if self.due("checkpoint"):
                 self.save()
         self.bar.close()
         self.release()  # all is saved: from here on Ctrl-C just ends the script
+        processes.leave()
+        if processes.rank() > 0:
+            raise SystemExit(0)  # what is left to do, process 0 does
         seconds = max(time.perf_counter() - began, 1e-9)
         share = f"{100 * self.looked / seconds:.1f} %"
         self.say(f"Trained for {seconds:.0f} s, {share} of them for previews and held-out losses")
 
     def due(self, what: str) -> bool:
-        """Whether a row of the log, a preview or a checkpoint is due after this step."""
+        """Whether a row of the log, a preview or a checkpoint is due after this step, from us."""
         every = getattr(self.options, f"{what}_every")
-        return self.step % every == 0 or self.step == self.last_step
+        now = self.step % every == 0 or self.step == self.last_step
+        return now and processes.rank() == 0
 
     def record(
         self, losses: Tensor, t: Tensor, num_timesteps: int, **scalars: float | Tensor
-    ) -> None:
+    ) -> bool:
         """Take up one step's losses (B,) at times t (B,) and any further figures.
 
-        Raises UserError where one of them is not finite; the checkpoints are then as they were.
+        Whether all are finite: else the step must not be taken. After max_bad_steps of these
+        UserError ends the run, whose weights and checkpoints are as they were.
         """
         losses, t = losses.detach().cpu().double(), t.cpu()
         quarter = (t - 1) * 4 // num_timesteps
+        figures = {"loss": losses.mean(), **scalars}
+        values = {name: float(value) for name, value in figures.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self.leave_out(f"{name} became {value}", losses, quarter)
+                return False
         self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
         self.count += 1
-        scalars = {"loss": losses.mean(), **scalars}
-        for name, value in scalars.items():
-            if not math.isfinite(value := float(value)):
-                bad = quarter[~losses.isfinite()].tolist()
-                where = f", at t in quarter {bad[0] + 1} of 4" if bad else ""
-                raise UserError(
-                    f"{name} became {value} at step {self.step}{where}; {self.last_good()}. "
-                    "Try a lower --learning_rate, or --precision float32"
-                )
+        for name, value in values.items():
             self.scalars[name] = self.scalars.get(name, 0.0) + value
         if not hasattr(self, "smooth"):
-            self.smooth = float(scalars["loss"])
-        self.smooth += 0.02 * (float(scalars["loss"]) - self.smooth)
+            self.smooth = values["loss"]
+        self.smooth += 0.02 * (values["loss"] - self.smooth)
         if self.step % 10 == 0:
             self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
+        return True
+
+    def leave_out(self, what: str, losses: Tensor, quarter: Tensor) -> None:
+        """Count a step that cannot be taken; stop where there were too many."""
+        infinite = ~losses.isfinite()
+        place = int(infinite.int().argmax() if infinite.any() else losses.argmax())
+        which = "" if infinite.any() else "the largest loss being "
+        what += f" at step {self.step}, {which}at t in quarter {int(quarter[place]) + 1} of 4"
+        self.bad_steps += 1
+        most = self.options.max_bad_steps
+        if self.bad_steps > most:
+            raise UserError(
+                f"{what}; {self.last_good()}. Try a lower --learning_rate, or --precision float32"
+            )
+        self.say(f"{what}: step left out, {self.bad_steps} of {most} that may be")
 
     def latest(self) -> Path:
         return saved(self.folder)[-1]
@@ -239,6 +316,8 @@ class Run:
 
     def log(self, batch_size: int, **figures: float | Tensor) -> None:
         """A row of metrics.csv: the means since the last one, and figures taken now."""
+        if self.count == 0:
+            return  # every step since the last row was left out
         means = {name: total / self.count for name, total in self.scalars.items()}
         quarters = (self.sums[0] / self.sums[1]).tolist()  # nan where no t fell into the quarter
         now = time.perf_counter()
@@ -258,7 +337,7 @@ class Run:
             name: part.state_dict() for name, part in self.tracked.items() if name != "ema"
         }
         training |= {"rng": torch.get_rng_state(), "sums": self.sums}
-        training |= {"scalars": self.scalars, "count": self.count}
+        training |= {"scalars": self.scalars, "count": self.count, "bad_steps": self.bad_steps}
         if self.device.type == "cuda":
             training["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         content = {
@@ -277,11 +356,13 @@ class Run:
     def stop(self) -> None:
         """Save, say how to go on, and leave."""
         self.bar.close()
-        path = self.save()
-        self.say(f"Stopped after step {self.step:,}; saved {path}")
-        where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
-        self.say(f"To go on: the same command with --resume{where}")
-        raise SystemExit(128 + (self.stopped_by or 0))
+        if processes.rank() == 0:
+            path = self.save()
+            self.say(f"Stopped after step {self.step:,}; saved {path}")
+            where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
+            self.say(f"To go on: the same command with --resume{where}")
+        processes.leave()
+        raise SystemExit(128 + self.stopped_by)
 
 
 def check(holds: Callable[[float], bool], wanted: str, **values: float) -> None:
@@ -313,43 +394,6 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first."""
-    return sorted(folder.glob("checkpoint_*.pt"))
-
-
-def find_checkpoint(resume: str, folder: Path) -> Path:
-    if resume != "latest":
-        return Path(resume)
-    if not saved(folder):
-        raise UserError(f"{folder} holds no checkpoint to resume: start without --resume")
-    return saved(folder)[-1]
-
-
-def open_folder(folder: Path, fresh: bool) -> None:
-    """Make the folder; refuse one that holds a run already, or that cannot be written."""
-    if fresh and (saved(folder) or (folder / "metrics.csv").exists()):
-        raise UserError(
-            f"{folder} holds a run already: go on with it by --resume, name another --output_dir, "
-            "or remove it"
-        )
-    checkpoint.make_folder(folder)
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
-
-
-def keep_rows(path: Path, step: int) -> None:
-    """Drop the rows behind a step: they are written anew."""
-    if not path.exists():
-        return
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file))
-    kept = [row for row in rows if row and int(row[0]) <= step]
-    text = "\n".join(",".join(row) for row in [header, *kept]) + "\n"
-    checkpoint.write_whole(path, text.encode())
+def is_out_of_memory(error: BaseException) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -76,22 +76,23 @@ def main(
         config["network"] = network
         run.track(config, data.name, model=model, ema=ema, optimizer=optimizer, schedule=schedule)
         run.describe("DDPM [Ho20]", model, data)
+        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
 
         for step in run.steps(num_training_steps):
             x0, _ = batches[step]
             t = torch.randint(1, num_timesteps + 1, (batch_size,), device=run.device)
             eps = torch.randn_like(x0)
             with run.autocast():
-                losses = process.loss(model, x0, t, eps)  # Algorithm 1, line 5
+                losses = process.loss(parallel, x0, t, eps)  # Algorithm 1, line 5
             losses.mean().backward()
             grad_norm = clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update_parameters(model)
             rate = schedule.get_last_lr()[0]
-            schedule.step()
+            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
+                optimizer.step()
+                schedule.step()
+                ema.update_parameters(model)
+            optimizer.zero_grad()
 
-            run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate)
             if run.due("log"):
                 with run.looking():
                     run.log(batch_size, held_out_loss=held_out_loss(process, ema, data.test))

@@ -97,29 +97,32 @@ def main(
             timesteps=timesteps,
         )
         run.describe("Improved DDPM [Nichol21]", model, data)
+        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
 
         for step in run.steps(num_training_steps):
             x0, _ = batches[step]
             t, weight = timesteps.sample(batch_size)
             eps = torch.randn_like(x0)
             with run.autocast():
-                simple, vlb = process.loss_terms(model, x0, t, eps)
+                simple, vlb = process.loss_terms(parallel, x0, t, eps)
             losses = weight * process.weighted(simple, vlb)  # Eq. 16, and Eq. 18's division by p_t
             losses.mean().backward()
-            timesteps.update(t, vlb.detach())
             grad_norm = clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update_parameters(model)
             rate = rate_schedule.get_last_lr()[0]
-            rate_schedule.step()
-
             terms = {
                 "loss": losses.detach().mean(),
                 "simple": (weight * simple.detach()).mean(),
                 "vlb": num_timesteps * (weight * vlb.detach()).mean(),  # the sum, in bits/dim
             }
-            run.record(simple, t, num_timesteps, **terms, grad_norm=grad_norm, learning_rate=rate)
+            if run.record(
+                simple, t, num_timesteps, **terms, grad_norm=grad_norm, learning_rate=rate
+            ):
+                timesteps.update(t, vlb.detach())
+                optimizer.step()
+                rate_schedule.step()
+                ema.update_parameters(model)
+            optimizer.zero_grad()
+
             if run.due("log"):
                 with run.looking():
                     run.log(batch_size, held_out_loss=held_out_loss(process, ema, data.test))

@@ -87,6 +87,7 @@ def main(
         config |= {"network": network, "text": text or {}}
         run.track(config, data.name, model=model, ema=ema, optimizer=optimizer, schedule=schedule)
         run.describe("Text-to-image DDPM", model, data)
+        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
 
         for step in run.steps(num_training_steps):
             x0, label = batches[step]
@@ -96,17 +97,17 @@ def main(
             t = torch.randint(1, num_timesteps + 1, (batch_size,), device=run.device)
             eps = torch.randn_like(x0)
             with run.autocast():
-                network_with_prompt = partial(model, context=model.encode(tokens))
+                network_with_prompt = partial(parallel, context=model.encode(tokens))
                 losses = process.loss(network_with_prompt, x0, t, eps)
             losses.mean().backward()
             grad_norm = clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update_parameters(model)
             rate = schedule.get_last_lr()[0]
-            schedule.step()
+            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
+                optimizer.step()
+                schedule.step()
+                ema.update_parameters(model)
+            optimizer.zero_grad()
 
-            run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate)
             if run.due("log"):
                 with run.looking():
                     bound = averaged.bind(prompts[data.test_labels[:256].to(run.device), 0])
