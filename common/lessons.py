@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from torch import Tensor
+
 from common import checkpoint
 from common.errors import UserError
 
@@ -13,6 +15,8 @@ LESSONS = {
     "lesson_05.text_to_image": "lesson_05.text_to_image.sample_mnist",
     "lesson_09": "lesson_09.sample_mnist",
 }
+
+SAMPLER = "lesson_06.ddim"  # its ddim_sample draws from the networks of several lessons
 
 
 def load(source: str, sha256: str | None = None) -> tuple[Any, Any, checkpoint.Checkpoint]:
@@ -25,3 +29,13 @@ def load(source: str, sha256: str | None = None) -> tuple[Any, Any, checkpoint.C
     if lesson not in LESSONS:
         raise UserError(f"{source} is a checkpoint of {lesson}; known are {', '.join(LESSONS)}")
     return importlib.import_module(LESSONS[lesson]).load(source, sha256=sha256)
+
+
+def conditions(lesson: str, digits: list[int], seed: int) -> Tensor:
+    """What that lesson's model.bind takes to be asked for these digits."""
+    return importlib.import_module(LESSONS[lesson]).conditions(digits, seed)
+
+
+def ddim_sample(*args: Any, **kwargs: Any) -> Tensor:
+    """Lesson 6's sampler."""
+    return importlib.import_module(SAMPLER).ddim_sample(*args, **kwargs)

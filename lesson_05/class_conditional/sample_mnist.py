@@ -75,6 +75,11 @@ def load(
     return process, model, content
 
 
+def conditions(digits: list[int], seed: int) -> Tensor:
+    """What model.bind takes to be asked for these digits: for common/evaluate.py."""
+    return torch.tensor(digits)
+
+
 def save_classes(
     process: DDPM,
     model: ClassConditionalUNet,

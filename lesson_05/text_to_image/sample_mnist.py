@@ -78,6 +78,13 @@ def load(
     return process, model, content
 
 
+def conditions(digits: list[int], seed: int) -> Tensor:
+    """What model.bind takes to be asked for these digits, each in words drawn at random: for
+    common/evaluate.py."""
+    draw = random.Random(seed)
+    return tokenize([draw.choice(digit_prompts(digit)) for digit in digits])
+
+
 def save_prompted(
     process: DDPM,
     model: TextToImageUNet,
