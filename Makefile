@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation figures notebooks maps clean
+.PHONY: train test check ablation scoreboard bench quality-race figures notebooks maps clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -17,6 +17,15 @@ check: .venv/tested  ## format, lint, types
 
 ablation: .venv/installed  ## train and measure every row of lesson 9's ablation
 	$(BIN)/python lesson_09/ablation.py
+
+scoreboard: .venv/installed  ## measure every row of the README's table again (MNIST is needed)
+	$(BIN)/python -m benchmarks.scoreboard
+
+bench: .venv/benchmarks  ## speed and memory beside other libraries
+	$(BIN)/python -m benchmarks.bench
+
+quality-race: .venv/benchmarks  ## three libraries, the same data, 15 minutes each
+	$(BIN)/python -m benchmarks.quality_race
 
 figures: .venv/installed  ## make the READMEs' pictures from the shipped networks (MNIST is needed)
 	$(BIN)/python -m common.figures
@@ -35,6 +44,10 @@ maps: .venv/tested  ## mend the line numbers in the READMEs' equation maps, and 
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install -r requirements.txt -e '.[test]'
+	touch $@
+
+.venv/benchmarks: .venv/installed benchmarks/requirements.txt
+	$(BIN)/python -m pip install -r benchmarks/requirements.txt
 	touch $@
 
 clean:

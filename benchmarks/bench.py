@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,19 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.contenders import Contender, T, contenders, count, make, preset, unet2d
+from benchmarks.contenders import (
+    Contender,
+    T,
+    contenders,
+    count,
+    make,
+    preset,
+    surroundings,
+    unet2d,
+)
 from common import checkpoint, cli, mnist
-from common.device import autocast, hardware, pick_device
+from common.device import autocast, pick_device
 from common.ema import Ema
-from common.evaluate import commit
 from common.run import Run, RunOptions, check
 from common.subject import ROOT
 from lesson_05.ddpm import DDPM, linear_beta
@@ -87,15 +94,6 @@ def main(
     print(f"\n{folder}/bench.md, bench.json")
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
-    packages = ("torch", "diffusers", "denoising-diffusion-pytorch")
-    return {
-        "hardware": hardware(device),
-        "commit": commit(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
 def in_turn(tasks: Mapping[Any, Callable[[], object]], repeats: int, what: str) -> dict[Any, float]:
     """The median seconds of each task: all of them once, then all once more, and so on, so that
     what slows the machine for a while slows them all. The first time does not count."""
@@ -138,7 +136,7 @@ def variants(network: dict[str, Any], device: torch.device) -> dict[tuple[str, s
     for name, memory_format in formats.items():
         for contender in contenders(network, 1, SIZE):
             contender.to(device)
-            contender.model.to(device, memory_format=memory_format)
+            contender.model.to(device).to(memory_format=memory_format)
             result[contender.name, name] = contender
     return result
 
@@ -234,7 +232,7 @@ def peak(name: str, network: str, batch_size: int, device: str, threads: int) ->
     place = pick_device(device)
     contender = make(name, preset(network), 1, SIZE)
     contender.to(place)
-    contender.model.to(place, memory_format=torch.channels_last)
+    contender.model.to(place).to(memory_format=torch.channels_last)
     step = step_of_training(contender, batch_size, "auto", place)
     for _ in range(2):
         step()
@@ -299,7 +297,7 @@ def whole(
     # The last layer of a new network gives zeros, and both draw the same nothing: as fast as any.
     ours, theirs = UNet(1, 28, **network).eval(), unet2d(network, 1, 28).eval()
     process = DDPM(linear_beta(T)).to(device)
-    pipelines = {
+    pipelines: dict[str, Any] = {
         "DDPM": DDPMPipeline(theirs, DDPMScheduler(T)),
         "DDIM": DDIMPipeline(theirs, DDIMScheduler(T)),
     }
@@ -318,7 +316,7 @@ def whole(
 
     def one(draw: Callable[[str], object], sampler: str, precision: Any, layout: str) -> None:
         for model in (ours, theirs):
-            model.to(device, memory_format=formats[layout])
+            model.to(device).to(memory_format=formats[layout])
         with torch.no_grad(), autocast(device, precision):
             draw(sampler)
 

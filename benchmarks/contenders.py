@@ -5,14 +5,18 @@ All networks estimate the noise in xt (B, C, H, W); t (B,) counts from 1 here, a
 libraries.
 """
 
+import bisect
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor, nn
 
+from common.device import hardware
 from common.errors import UserError
+from common.evaluate import commit
 from common.subject import ROOT
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import UNet, resolutions
@@ -119,11 +123,14 @@ def unet(network: dict[str, Any], channels: int, size: int) -> Any:
     def build(dim: int) -> Any:
         return Unet(dim, dim_mults=doubling, channels=channels, dropout=dropout)
 
-    def distance(dim: int) -> int:
+    def size_of(dim: int) -> int:
         with torch.device("meta"):
-            return abs(count(build(dim)) - wanted)
+            return count(build(dim))
 
-    return build(min(range(8, 129, 4), key=distance))
+    dims = range(8, 129, 4)
+    least = min(bisect.bisect_left(dims, wanted, key=size_of), len(dims) - 1)
+    near = dims[max(least - 1, 0) : least + 1]
+    return build(min(near, key=lambda dim: abs(size_of(dim) - wanted)))
 
 
 def count(model: nn.Module) -> int:
@@ -143,3 +150,13 @@ def make(name: str, network: dict[str, Any], channels: int, size: int) -> Conten
 
 def contenders(network: dict[str, Any], channels: int, size: int) -> list[Contender]:
     return [make(name, network, channels, size) for name in CONTENDERS]
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What else one needs to know to compare figures."""
+    packages = ("torch", "diffusers", "denoising-diffusion-pytorch")
+    return {
+        "hardware": hardware(device),
+        "commit": commit(),
+        "versions": {name: version(name) for name in packages},
+    }

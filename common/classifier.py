@@ -145,7 +145,7 @@ def main(
     data = mnist.load("mnist", data_dir)
     torch.manual_seed(seed)
     batches = mnist.Batches(data.train, data.train_labels, batch_size, seed, place)
-    model = Classifier().to(place, memory_format=torch.channels_last)
+    model = Classifier().to(place).to(memory_format=torch.channels_last)
     steps = num_epochs * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)

@@ -148,16 +148,13 @@ def bound(task: Task) -> dict[str, Any] | None:
         batches = list(zip(levels.split(BATCH), labels.split(BATCH), strict=True))
         for k, (batch, digits) in enumerate(tqdm(batches, unit="batch", desc="bits/dim")):
             network = subject.network(digits, k)
-            bits = subject.process.bits_per_dim(network, from_uint8(batch), num_terms, clip_x0=True)
-            decoder = bits.terms[:, 0]
-            kl = bits.total - bits.prior - decoder
-            parts.append({"total": bits.total, "prior": bits.prior, "kl": kl, "decoder": decoder})
+            parts.append(subject.bits_per_dim(network, from_uint8(batch), num_terms))
     whole = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
     summary = {
         name: {"mean": v.mean().item(), "standard_error": (v.std() / len(v) ** 0.5).item()}
         for name, v in whole.items()
     }
-    return {**summary, "num_images": len(levels), "num_terms": num_terms, "clip_x0": True}
+    return {**summary, "num_images": len(levels), "num_terms": num_terms}
 
 
 def surroundings(reference: Reference) -> dict[str, Any]:

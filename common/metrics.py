@@ -106,7 +106,7 @@ class Reference:
         self.features, probabilities = classifier.look(self.model, self.test)
         self.accuracy = (probabilities.argmax(1) == self.labels).double().mean().item()
 
-    def figures(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, float | None]:
+    def figures(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, Any]:
         """Of samples (N, 1, 28, 28), and of the digits (N,) that they should be, if any."""
         features, probabilities = classifier.look(self.model, levels)
         likeliest = probabilities.max(1)

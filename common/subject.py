@@ -37,17 +37,20 @@ class Subject:
         device: torch.device,
         sha256: str | None = None,
     ) -> None:
-        process, model, self.content = lessons.load(source, sha256)
+        process, model, self.content = lessons.load(source, sha256, lessons.EVERY)
         self.source, self.sampler, self.guidance, self.device = source, sampler, guidance, device
         self.lesson: str = self.content["lesson"]
         self.folder = ROOT / self.lesson.replace(".", "/")
-        self.file = checkpoint.fetch(source) if checkpoint.is_address(source) else Path(source)
+        remote = checkpoint.is_address(source)
+        self.file = checkpoint.fetch(source, sha256) if remote else Path(source).expanduser()
         name = f"{source} ({self.lesson})"
         if self.content["dataset"] not in ("mnist", "digits"):
             raise UserError(
                 f"{name} draws {self.content['dataset']}: the classifier knows digits alone"
             )
-        self.conditional = hasattr(model, "bind")
+        self.conditions = lessons.own(self.lesson, "conditions")
+        self.to_images = lessons.own(self.lesson, "to_images")
+        self.conditional = self.conditions is not None
         if guidance != 1 and not self.conditional:
             raise UserError(f"{name} knows no conditions: leave out --guidance")
         T = process.num_timesteps
@@ -67,13 +70,13 @@ class Subject:
         self.steps = num_steps
         process = process.to(device)
         self.process = process.strided(num_steps) if sampler == "strided" else process
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
 
     def network(self, digits: Tensor, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The network to sample, asked for these digits (B,) where it knows conditions."""
-        if not self.conditional:
+        if self.conditions is None:
             return self.model
-        condition = lessons.conditions(self.lesson, digits.tolist(), seed)
+        condition = self.conditions(digits.tolist(), seed)
         return self.model.bind(condition.to(self.device), self.guidance)
 
     @torch.no_grad()
@@ -88,7 +91,18 @@ class Subject:
         if self.sampler == "ddim":
             noise = partial(estimate_noise, network)
             return lessons.ddim_sample(noise, self.process, x_T, self.steps, on_step=on_step)
-        return self.process.sample(network, x_T, on_step=on_step)
+        x0 = self.process.sample(network, x_T, on_step=on_step)
+        return x0 if self.to_images is None else self.to_images(self.content, x0)
+
+    def bits_per_dim(self, network: Any, images: Tensor, num_terms: int) -> dict[str, Tensor]:
+        """The bound on images in [-1, 1], and what it is made of: (B,) each."""
+        own = lessons.own(self.lesson, "bits_per_dim")
+        if own is not None:
+            return own(self.process, network, self.content, images, num_terms)
+        bits = self.process.bits_per_dim(network, images, num_terms, clip_x0=True)
+        decoder = bits.terms[:, 0]
+        kl = bits.total - bits.prior - decoder
+        return {"total": bits.total, "prior": bits.prior, "kl": kl, "decoder": decoder}
 
 
 def estimate_noise(network: Callable[..., Tensor], xt: Tensor, t: Tensor) -> Tensor:
