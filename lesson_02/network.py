@@ -28,7 +28,6 @@ class MultiScaleConv(nn.Module):
     added up [SD15 Appendix D.2].
 
     h (B, in_channels, H, W) -> (B, out_channels, H, W); H and W divisible by 2^(num_scales - 1).
-    Differs: the sum is divided by √num_scales, so that every layer keeps the size of its input.
     """
 
     def __init__(
@@ -41,13 +40,13 @@ class MultiScaleConv(nn.Module):
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """From the coarsest scale to the finest: convolve, add what came before, enlarge."""
-        total = h.new_zeros(1)
-        for scale in reversed(range(len(self.convs))):
-            total = total + self.convs[scale](F.avg_pool2d(h, 2**scale))
-            if scale > 0:
-                total = F.interpolate(total, scale_factor=2.0, mode="nearest")
-        return total / len(self.convs) ** 0.5
+        """Each scale convolved; then, from the coarsest on, enlarged and added to the next."""
+        sizes = [F.avg_pool2d(h, 2**scale) if scale > 0 else h for scale in range(len(self.convs))]
+        scales = [conv(small) for conv, small in zip(self.convs, sizes, strict=True)]
+        total = scales.pop()
+        while scales:
+            total = scales.pop() + F.interpolate(total, scale_factor=2.0, mode="nearest")
+        return total
 
 
 class ConvDense(nn.Module):
@@ -134,11 +133,14 @@ class ConvDense(nn.Module):
 
 def initialise(layer: nn.Module) -> None:
     """Weights that keep the size of what passes through: variance 2/(1 + slope²) over the number of
-    inputs; biases zero."""
+    all inputs that are added up, those of every scale among them; biases zero."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(layer.weight, a=SLOPE)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    if isinstance(layer, MultiScaleConv):
+        for parameter in layer.parameters():  # `apply` has been at its convolutions before
+            parameter.data /= len(layer.convs) ** 0.5
 
 
 def check_network(

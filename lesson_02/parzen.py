@@ -16,6 +16,8 @@ from common.images import save_npz, to_uint8
 from common.run import check
 from lesson_02.sample_mnist import SHIPPED, draw, load, standard_and_shape
 
+IMAGES_AT_A_TIME, SAMPLES_AT_A_TIME = 500, 5000
+
 
 def main(
     model_checkpoint: str = SHIPPED,
@@ -121,15 +123,15 @@ def parzen_bits(
 ) -> Tensor:
     """log2 of the density of each test image, pixels in [0, 1], for each bandwidth, (W, N).
 
-    Squares of distances are sums of whole numbers below 2^53, exact in float64; 500 test images
-    and 5,000 samples at a time, so memory does not grow with their number.
+    Squares of distances are sums of whole numbers below 2^53, exact in float64;
+    so many at a time that memory does not grow with their number.
     """
     where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     dim, rows = samples[0].numel(), []
-    for some in tqdm(test.split(500), unit="batch", desc="Parzen"):
+    for some in tqdm(test.split(IMAGES_AT_A_TIME), unit="batch", desc="Parzen"):
         x = some.flatten(1).to(where).double()
         total = torch.full((len(widths), len(x)), -math.inf, dtype=torch.float64, device=where)
-        for part in samples.split(5000):
+        for part in samples.split(SAMPLES_AT_A_TIME):
             y = part.flatten(1).to(where).double()
             square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
             for row, width in enumerate(widths):
@@ -137,7 +139,8 @@ def parzen_bits(
                 total[row] = torch.logaddexp(total[row], window.logsumexp(1))
         rows.append(total.cpu())
     log_p = torch.cat(rows, 1) - math.log(len(samples))
-    log_p -= 0.5 * dim * torch.tensor([2 * math.pi * w**2 for w in widths]).double().log()[:, None]
+    volume = torch.tensor([2 * math.pi * width**2 for width in widths], dtype=torch.float64)
+    log_p -= 0.5 * dim * volume.log()[:, None]
     return log_p / math.log(2)
 
 

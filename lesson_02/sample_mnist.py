@@ -113,6 +113,22 @@ def standard_and_shape(content: checkpoint.Checkpoint) -> tuple[Standard, Shape]
     return standard, (network["image_channels"], size, size)
 
 
+def to_images(content: checkpoint.Checkpoint, x0: Tensor) -> Tensor:
+    """x0 as images on the scale [-1, 1], for common/evaluate.py."""
+    return standard_and_shape(content)[0].decode(x0)
+
+
+def bits_per_dim(
+    process: DPM, model: Network, content: checkpoint.Checkpoint, images: Tensor, num_terms: int
+) -> dict[str, Tensor]:
+    """The bound on images in [-1, 1] as bits per dimension, and K - L_null in bits per pixel, (B,)
+    each, for common/evaluate.py."""
+    standard, (channels, _, _) = standard_and_shape(content)
+    num_terms = min(num_terms, process.num_timesteps - 1)
+    gain = process.bound(model, standard.encode(images), num_terms).total
+    return {"total": standard.bits_per_dim(gain, channels), "gain": gain}
+
+
 def standard_grey(standard: Standard) -> float:
     """Mid-grey, for what is not known."""
     return (127.5 - standard.mean) / standard.std
@@ -127,17 +143,23 @@ def read_mask(name: str, shape: Shape) -> Tensor:
     elif name == "top":
         missing[: height // 2] = True
     else:
+        size = (width, height)
         try:
-            with Image.open(name) as image:
-                missing = pil_to_tensor(image.convert("L"))[0] > 127
-        except (OSError, ValueError) as error:
+            if not Path(name).is_file():
+                raise OSError("there is no such file")
+            with Image.open(name, formats=["PNG"]) as image:
+                size = image.size  # known before a pixel is unpacked
+                if size == (width, height):
+                    missing = pil_to_tensor(image.convert("L"))[0] > 127
+        except Exception as error:  # a damaged picture fails in many ways
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--inpaint {name} cannot be read ({error}): take left, top or a PNG"
+                f"--inpaint {name} cannot be read ({reason}): take left, top or a PNG"
             ) from None
-        if missing.shape != (height, width):
-            size = f"{missing.shape[1]}x{missing.shape[0]}"
+        if size != (width, height):
             raise UserError(
-                f"the mask {name} is {size}: it must have the images' {width}x{height} pixels"
+                f"the mask {name} is {size[0]}x{size[1]}: it must have the images' "
+                f"{width}x{height} pixels"
             )
         if missing.all() or not missing.any():
             raise UserError(

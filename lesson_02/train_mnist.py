@@ -97,6 +97,7 @@ def main(
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         run.track(config, data.name, model=pair, ema=ema, optimizer=optimizer, schedule=schedule)
         run.describe("DPM [SD15]", model, data)
+        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
 
         for step in run.steps(num_training_steps):
             images, _ = batches[step]
@@ -104,19 +105,19 @@ def main(
             t, weight = draw_times(batch_size, edges, run.device)
             eps = torch.randn_like(x0)
             with run.autocast():
-                losses = process.loss(model, x0, t, eps, weight)  # L_null - K
+                losses = process.loss(parallel, x0, t, eps, weight)  # L_null - K
             losses.mean().backward()
             grad_norm = clip_grad_norm_(pair.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update_parameters(pair)
             rate = schedule.get_last_lr()[0]
-            schedule.step()
+            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
+                optimizer.step()
+                schedule.step()
+                ema.update_parameters(pair)
+            optimizer.zero_grad()
 
-            run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate)
             if run.due("log"):
                 with run.looking():
-                    some = slice(min(256, num_bound_images))
+                    some = slice(min(128, num_bound_images))
                     train = gain(average, norm, data.train[some], 16, dequantize)
                     test = gain(average, norm, data.test[some], 16, dequantize)
                 run.log(batch_size, **columns("train", train), **columns("test", test))

@@ -1,13 +1,24 @@
 """Lesson 2 against closed forms: Gaussian data, for which the bound and the samplers are known."""
 
+import inspect
 import math
+import os
+import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+from test_common import equal, fails, without_speed
 from torch import Tensor
 
+from common import checkpoint, mnist
 from common.errors import UserError
-from lesson_02 import sample_mnist
+from common.run import RunOptions
+from lesson_02 import parzen, sample_mnist, swiss_roll, train_mnist
 from lesson_02.dpm import (
     DPM,
     L_NULL,
@@ -21,8 +32,9 @@ from lesson_02.dpm import (
     standard,
     strata,
 )
-from lesson_02.network import ConvDense, MultiScaleConv
+from lesson_02.network import ConvDense, MultiScaleConv, initialise
 
+LESSON = ROOT / "lesson_02"
 QUICK = {"num_conv_layers": 2, "conv_channels": 4, "num_scales": 3, "num_dense_layers": 2}
 QUICK |= {"dense_channels": 8, "readout_channels": 6}
 
@@ -484,21 +496,19 @@ def test_scales_keep_the_size_of_what_passes_through():
     for num_scales in (1, 2, 3):
         h = torch.randn(8, 4, 28, 28)
         for _ in range(6):
-            conv = MultiScaleConv(h.shape[1], 32, num_scales, 3)
-            for layer in conv.convs:
-                torch.nn.init.kaiming_normal_(layer.weight, a=0.05)
+            conv = MultiScaleConv(h.shape[1], 32, num_scales, 3).apply(initialise)
             h = torch.nn.functional.leaky_relu(conv(h), 0.05)
         assert 0.2 < h.square().mean().sqrt() < 3
 
 
-def test_scales_are_the_mean_of_squares_convolved_and_repeated():
+def test_scales_are_pooled_convolved_enlarged_and_added():
     conv = MultiScaleConv(1, 1, 2, 1)
     for layer, weight in zip(conv.convs, (2.0, 3.0), strict=True):
         torch.nn.init.constant_(layer.weight, weight)
         torch.nn.init.zeros_(layer.bias)
     h = torch.randn(1, 1, 4, 4)
     means = h.view(2, 2, 2, 2).mean((1, 3)).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    assert torch.allclose(conv(h)[0, 0], (2 * h[0, 0] + 3 * means) / math.sqrt(2), atol=1e-6)
+    assert torch.allclose(conv(h)[0, 0], 2 * h[0, 0] + 3 * means, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -515,3 +525,328 @@ def test_scales_are_the_mean_of_squares_convolved_and_repeated():
 def test_impossible_networks_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         ConvDense(1, 28, 1000, **change)
+
+
+# The swiss roll
+
+
+def test_geometric_schedule_multiplies_noise_to_signal():
+    beta = swiss_roll.geometric_beta(40, 0.001)
+    bar = (1 - beta).cumprod(0)
+    ratio = (1 - bar) / bar
+    assert beta[0].item() == pytest.approx(0.001)
+    assert ratio[-1].item() == pytest.approx(100)
+    assert torch.allclose(ratio[1:] / ratio[:-1], ratio[1:2] / ratio[:1])
+    for bad in [(1, 0.001), (40, 0.0), (40, 1.0)]:
+        with pytest.raises(UserError, match="steps begin with"):
+            swiss_roll.geometric_beta(*bad)
+
+
+def test_the_roll_has_mean_zero_and_variance_one():
+    points = swiss_roll.roll(50_000, 0.1)
+    assert points.shape == (50_000, 2, 1, 1)
+    assert points.mean((0, 2, 3)).abs().max() < 0.02
+    assert points.square().mean().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("noise", "beta_1"), [(0.02, 0.01), (0.3, 0.2)])
+def test_entropy_by_quadrature_equals_monte_carlo(noise, beta_1):
+    """-E log2 p(X1), with p summed over points of the roll at random angles."""
+    var = (1 - beta_1) * noise**2 + beta_1
+    on_roll = swiss_roll.curve(torch.empty(5000).uniform_(*swiss_roll.TURNS).double(), noise)
+    centres = math.sqrt(1 - beta_1) * on_roll
+    x1 = math.sqrt(1 - beta_1) * swiss_roll.roll(600, noise).view(-1, 2).double()
+    x1 += math.sqrt(beta_1) * torch.randn(600, 2)
+    log_p = (-torch.cdist(x1, centres).square() / (2 * var)).logsumexp(1)
+    log_p -= math.log(5000) + math.log(2 * math.pi * var)
+    bits = -log_p / math.log(2)
+    expected, error = bits.mean().item(), bits.std().item() / math.sqrt(600)
+    assert swiss_roll.entropy_bits(noise, beta_1) == pytest.approx(expected, abs=4 * error + 0.02)
+
+
+def test_radial_network_has_a_readout_for_each_time():
+    network = swiss_roll.RadialNetwork(10, swiss_roll.roll(6, 0.1))
+    torch.nn.init.normal_(network.readout)
+    xt, t = torch.randn(3, 2, 1, 1), torch.tensor([1, 5, 10])
+    out = network(xt, t)
+    assert out.shape == (3, 4, 1, 1)
+    away = (xt.view(3, 1, 2) - network.centre) / network.log_width.exp()[:, None]
+    h = torch.softmax(-away.square().sum(2) / 2, 1)
+    for k in range(3):
+        assert torch.allclose(out[k].flatten(), network.readout[t[k]] @ h[k], atol=1e-5)
+
+
+def test_swiss_roll_learns_and_says_its_bound(tmp_path, capsys):
+    settings = {"num_timesteps": 8, "num_units": 32, "num_training_steps": 150, "noise": 0.1}
+    settings |= {"num_points": 50, "num_bound_points": 500, "beta_1": 0.02, "learned_beta": True}
+    settings |= {"batch_size": 128, "learning_rate": 0.05}
+    swiss_roll.main(**settings, output_dir=str(tmp_path), device="cpu")
+    out = capsys.readouterr().out
+    k, limit = (float(out.split(word)[1].split()[0]) for word in ("K - L_null =", "at most"))
+    gain_limit = float(out.split("K - L_null")[1].split("at most")[1].split()[0])
+    assert 0.1 < k < gain_limit
+    assert limit == pytest.approx(gain_limit + 2 * L_NULL, abs=2e-3)
+    with Image.open(tmp_path / "swiss_roll.png") as image:
+        assert min(image.size) > 400
+
+
+# The Parzen window
+
+
+@pytest.mark.parametrize("width", [0.1, 0.4])
+def test_parzen_window_equals_the_mean_of_gaussians(width):
+    samples = torch.randint(0, 256, (7, 1, 3, 3), dtype=torch.uint8)
+    test = torch.randint(0, 256, (4, 1, 3, 3), dtype=torch.uint8)
+    found = parzen.parzen_bits(samples, test, [0.2, width], torch.device("cpu"))
+    window = torch.distributions.Normal(*torch.tensor([0.0, width], dtype=torch.float64))
+    apart = (test[:, None].double() - samples[None].double()) / 255
+    log_p = window.log_prob(apart).sum((2, 3, 4))
+    expected = (log_p.logsumexp(1) - math.log(7)) / math.log(2)
+    assert torch.allclose(found[1], expected, rtol=1e-9)
+
+
+def test_parzen_window_in_parts_is_that_of_the_whole(monkeypatch):
+    samples = torch.randint(0, 256, (23, 1, 4, 4), dtype=torch.uint8)
+    test = torch.randint(0, 256, (11, 1, 4, 4), dtype=torch.uint8)
+    whole = parzen.parzen_bits(samples, test, [0.2], torch.device("cpu"))
+    monkeypatch.setattr(parzen, "SAMPLES_AT_A_TIME", 5)
+    monkeypatch.setattr(parzen, "IMAGES_AT_A_TIME", 4)
+    parts = parzen.parzen_bits(samples, test, [0.2], torch.device("cpu"))
+    assert whole.shape == parts.shape == (1, 11)
+    assert torch.allclose(whole, parts, rtol=1e-12)
+
+
+def test_the_bandwidth_is_chosen_on_the_held_out_images():
+    """Gaussian images around few samples: the best bandwidth is their spread."""
+    samples = torch.full((1, 1, 5, 5), 128, dtype=torch.uint8)
+    spread = (128 + 25.5 * torch.randn(300, 1, 5, 5)).round().to(torch.uint8)
+    wide = (128 + 51 * torch.randn(300, 1, 5, 5)).clamp(0, 255).round().to(torch.uint8)
+    widths, cpu = [0.05, 0.1, 0.2, 0.4], torch.device("cpu")
+    assert parzen.log_likelihood(samples, spread, wide, widths, cpu)[0] == 0.1
+    assert parzen.log_likelihood(samples, wide, spread, widths, cpu)[0] == 0.2
+
+
+# Training, sampling, resuming
+
+
+def train(folder: Path, **changes: object) -> Path:
+    """A tiny run on scikit-learn's digits; returns its folder."""
+    run = {"output_dir": str(folder), "device": "cpu", "precision": "float32"}
+    names = set(RunOptions.__dataclass_fields__)
+    run |= {name: changes.pop(name) for name in names & changes.keys()}
+    run = {"log_every": 5, "num_previews": 2} | run
+    arguments = {
+        "dataset": "digits",
+        "network": QUICK,
+        "num_timesteps": 20,
+        "num_training_steps": 4,
+        "batch_size": 8,
+        "num_samples": 2,
+        "num_bound_images": 20,
+        "num_warmup_steps": 2,
+        **changes,
+    }
+    train_mnist.main(**arguments, options=RunOptions(**run))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny run."""
+    return train(tmp_path_factory.mktemp("tiny") / "run") / "checkpoint_000004.pt"
+
+
+def test_a_run_leaves_its_files_and_both_bounds(tiny):
+    names = {path.name for path in tiny.parent.iterdir()}
+    assert {"samples.png", "reverse.gif", "forward.png", "bound.png", "samples_000004.png"} <= names
+    header, row = (tiny.parent / "metrics.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
+    for name in ("train", "test"):
+        assert -1 < values[f"k_minus_null_{name}"] < 2.1
+        assert 0 < values[f"standard_error_{name}"] < 1
+    log = (tiny.parent / "log.txt").read_text()
+    for name in ("training", "test"):
+        line = next(line for line in log.splitlines() if line.startswith(f"20 {name} images:"))
+        words = line.replace(",", "").replace(";", "").split()
+        gain, k = float(words[7]), float(words[12])
+        assert k == pytest.approx(gain + L_NULL, abs=2e-3)
+        assert "± 0." in line
+
+
+def test_training_raises_the_bound(tmp_path):
+    """From 0, that of the forward process, on images it has not seen."""
+    settings = {"num_training_steps": 150, "batch_size": 32, "log_every": 150, "num_samples": 0}
+    train(tmp_path, **settings, learning_rate=3e-3, ema_decay=0.9, checkpoint_every=150)
+    header, row = (tmp_path / "metrics.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
+    assert values["k_minus_null_test"] > 0.4
+    assert values["k_minus_null_test"] < 0.5 * math.log2(1 / erasing_beta(20)[0].item())
+
+
+def test_resume_with_learned_rates_is_bit_exact(tmp_path, monkeypatch, capsys):
+    settings = {"num_training_steps": 20, "learned_beta": True, "num_samples": 1, "log_every": 10}
+    settings |= {"batch_size": 16}
+    whole = train(tmp_path / "whole", **settings)
+    steps = iter(range(1, 21))
+    update = train_mnist.Ema.update_parameters
+
+    def update_and_signal(self, model):
+        update(self, model)
+        if next(steps) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train_mnist.Ema, "update_parameters", update_and_signal)
+    parts = tmp_path / "parts"
+    with pytest.raises(SystemExit) as stopped:
+        train(parts, **settings)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    train(parts, **settings, resume="latest")
+    one, other = (checkpoint.load(folder / "checkpoint_000020.pt") for folder in (whole, parts))
+    assert equal(one, other)
+    assert without_speed(whole / "metrics.csv") == without_speed(parts / "metrics.csv")
+    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+    # The rates moved, are saved, and are what is sampled with.
+    shift = one["ema"]["module.process.shift"]
+    assert shift.abs().max() > 1e-4
+    assert not torch.equal(shift, one["training"]["model"]["process.shift"])
+    process, _, _ = sample_mnist.load(str(whole / "checkpoint_000020.pt"))
+    assert torch.equal(process.shift, shift)
+    assert not torch.allclose(process.beta()[1:], erasing_beta(20)[1:], rtol=1e-5)
+    checkpoint.shrink(str(whole / "checkpoint_000020.pt"), str(tmp_path / "small.pt"))
+    small, _, _ = sample_mnist.load(str(tmp_path / "small.pt"))
+    assert torch.allclose(small.beta(), process.beta(), rtol=1e-3)
+
+
+def test_what_is_loaded_is_the_average_and_its_data(tiny):
+    process, network, content = sample_mnist.load(str(tiny))
+    assert not network.training
+    assert process.num_timesteps == 20
+    average = content["ema"]["module.network.readouts.1.weight"]
+    assert torch.equal(network.readouts[1].weight, average)
+    norm, shape = sample_mnist.standard_and_shape(content)
+    assert norm == standard(mnist.load("digits").train)
+    assert shape == (1, 28, 28)
+
+
+def test_dequantisation_can_be_left_out(tmp_path, monkeypatch):
+    flags = []
+    encode = Standard.encode
+    monkeypatch.setattr(
+        Standard, "encode", lambda self, x, d=True: flags.append(d) or encode(self, x, d)
+    )
+    train(tmp_path / "without", dequantize=False, num_samples=0)
+    assert flags.count(False) > 4
+    assert flags[:4] == [False] * 4
+    flags.clear()
+    train(tmp_path / "with", num_samples=0)
+    assert all(flags)
+
+
+def sample(file: Path, folder: Path, **flags: object) -> None:
+    flags = {"num_samples": 1, "num_images": 2, "num_draws": 3, "dataset": "digits"} | flags
+    sample_mnist.main(str(file), device="cpu", output_dir=str(folder), **flags)
+
+
+def cells(path: Path, columns: int) -> np.ndarray:
+    """A grid's images, (rows, columns, 28, 28), each pixel once."""
+    pixels = np.asarray(Image.open(path).convert("L"))[::2, ::2][1:, 1:]
+    rows = pixels.shape[0] // 29
+    return pixels.reshape(rows, 29, columns, 29)[:, :28, :, :28].swapaxes(1, 2)
+
+
+def test_inpainting_and_denoising_pictures(tiny, tmp_path, capsys):
+    sample(tiny, tmp_path, save_npz=True)
+    assert np.load(tmp_path / "samples.npz")["samples"].shape == (1, 1, 28, 28)
+    sample(tiny, tmp_path, inpaint="top")
+    grid = cells(tmp_path / "inpainted.png", 5)
+    truth = mnist.load("digits").test[:2, 0].numpy()
+    assert (grid[:, 0] == truth).all()
+    assert (grid[:, 1, :14] == 128).all()
+    for column in (1, 2, 3, 4):  # what is known stands still
+        assert (grid[:, column, 14:] == truth[:, 14:]).all()
+    assert (grid[:, 2, :14] != grid[:, 3, :14]).any()
+    mask = np.zeros((28, 28), np.uint8)
+    mask[3:9, 4:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    sample(tiny, tmp_path, inpaint=str(tmp_path / "mask.png"))
+    grid = cells(tmp_path / "inpainted.png", 5)
+    assert (grid[:, 4][:, mask == 0] == truth[:, mask == 0]).all()
+    assert (grid[:, 1][:, mask == 255] == 128).all()
+    sample(tiny, tmp_path, denoise=0.0)
+    grid = cells(tmp_path / "denoised.png", 5)
+    assert (grid == truth[:, None]).all()
+    sample(tiny, tmp_path, denoise=0.5)
+    assert (cells(tmp_path / "denoised.png", 5)[:, 1] != truth).mean() > 0.3
+
+
+def test_parzen_of_the_script(tiny, tmp_path, capsys):
+    flags = {"num_samples": 3, "num_validation": 10, "num_images": 20, "device": "cpu"}
+    parzen.main(str(tiny), **flags, output_dir=str(tmp_path))
+    first = capsys.readouterr().out
+    parzen.main(str(tiny), samples=str(tmp_path / "samples.npz"), **flags)
+    assert capsys.readouterr().out == first
+    lines = {
+        line.split("  ")[1].strip(): line for line in first.splitlines() if "bandwidth" in line
+    }
+    assert set(lines) == {"samples", "training images"}
+    assert "317 ± 2.7" in first
+    assert "3 samples" in first
+
+
+def test_bad_input_gives_one_line(tiny, tmp_path, capsys):
+    pictures = {"small": (27, 28), "known": (28, 28), "unknown": (28, 28)}
+    for name, size in pictures.items():
+        Image.new("L", size, 255 * (name != "known")).save(tmp_path / f"{name}.png")
+    (tmp_path / "text.png").write_text("no picture")
+    np.savez(tmp_path / "wrong.npz", samples=np.zeros((2, 1, 8, 8), np.uint8))
+    flags = ["--output_dir", tmp_path / "out", "--device", "cpu", "--model_checkpoint", tiny]
+    digits = ["--dataset", "digits"]
+    for script, words, said in [
+        (sample_mnist, ["--num_samples", "0"], "num_samples is 0"),
+        (sample_mnist, ["--num_draws", "0"], "num_draws is 0"),
+        (sample_mnist, ["--denoise", "-0.5"], "denoise is -0.5: it must be at least 0"),
+        (sample_mnist, ["--denoise", ".nan"], "denoise is nan"),
+        (sample_mnist, ["--denoise", "1", "--inpaint", "left"], "one at a time"),
+        (sample_mnist, ["--inpaint", "right"], "take left, top or a PNG"),
+        (sample_mnist, ["--inpaint", tmp_path / "text.png"], "text.png cannot be read"),
+        (sample_mnist, ["--inpaint", tmp_path / "small.png"], "is 27x28: it must have"),
+        (sample_mnist, ["--inpaint", tmp_path / "known.png"], "everything of the image known"),
+        (sample_mnist, ["--inpaint", tmp_path / "unknown.png"], "nothing of the image known"),
+        (parzen, ["--bandwidths", "0.1", "-1"], "take one or more above 0"),
+        (parzen, ["--num_samples", "0"], "num_samples is 0"),
+        (parzen, ["--num_validation", "1500", "--num_samples", "1"], "take fewer"),
+        (parzen, ["--samples", tmp_path / "none.npz"], "none.npz cannot be read"),
+        (parzen, ["--samples", tmp_path / "wrong.npz"], "it must be uint8 (N, 1, 28, 28)"),
+    ]:
+        extra = digits if script is sample_mnist else []
+        assert said in fails(capsys, script.main, *flags, *extra, *words)
+    words = [*digits, "--output_dir", tmp_path / "run", "--config", "configs/laptop.yaml"]
+    for extra, said in [
+        (["--num_timesteps", "1"], "num_timesteps is 1"),
+        (["--num_strata", "0"], "0 terms"),
+        (["--num_bound_images", "1"], "num_bound_images is 1"),
+        (["--learning_rate", "0"], "learning_rate is 0"),
+        (["--network.kernel_size", "2"], "kernel_size is 2"),
+        (["--network.num_timesteps", "7"], "num_timesteps"),
+        (["--batch_size", "0"], "batch_size is 0"),
+    ]:
+        groups = {"presets": True, "network": ConvDense}
+        assert said in fails(capsys, train_mnist.main, *words, *extra, **groups)
+    for words, said in [
+        (["--noise", "-0.1"], "noise is -0.1"),
+        (["--noise", "0.7"], "noise is 0.7"),
+        (["--num_timesteps", "1"], "no 1 steps begin with"),
+        (["--num_units", "0"], "num_units is 0"),
+    ]:
+        assert said in fails(capsys, swiss_roll.main, "--output_dir", tmp_path / "out", *words)
+
+
+def test_presets_are_whole(capsys):
+    """Every flag of a preset exists, and its network can be built."""
+    for name in ("laptop", "paper"):
+        preset = yaml.safe_load((LESSON / "configs" / f"{name}.yaml").read_text())
+        ConvDense(**preset.pop("network"))
+        names = inspect.signature(train_mnist.main).parameters.keys() | set(
+            RunOptions.__dataclass_fields__
+        )
+        assert preset.keys() <= names
