@@ -116,7 +116,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 {},
                 named(
                     "broken_raw_log_variance.png",
-                    "broken_noise_at_1.png",
+                    "broken_no_clipping.png",
                     "broken_number_for_time.png",
                     "broken_lambda_over_T.png",
                 ),

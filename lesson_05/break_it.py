@@ -20,7 +20,7 @@ from common.device import Precision, autocast, pick_device
 from common.ema import Ema
 from common.images import save_rows, to_uint8
 from common.run import check
-from lesson_05.ddpm import DDPM, Network, linear_beta
+from lesson_05.ddpm import DDPM, Network, linear_beta, preview
 from lesson_05.sample_mnist import SHIPPED, load
 
 Break = Literal["noise_at_1", "no_clipping", "no_ema", "dropout_on"]
@@ -84,12 +84,18 @@ class Bench:
         """What the lesson draws."""
         return self.draw(self.process, self.model, "as it is")
 
-    def draw(self, process: DDPM, network: Network, name: str, **options: Any) -> Tensor:
-        """Samples (B, C, H, W); for the same seed the noise of every step is the same."""
+    def noise(self) -> Tensor:
+        """x_T; what is drawn after it is the same, too."""
         config = self.content["config"]["network"]
         size = config["image_size"]
         torch.manual_seed(self.seed)
-        xt = torch.randn(self.num_samples, config["image_channels"], size, size, device=self.place)
+        return torch.randn(
+            self.num_samples, config["image_channels"], size, size, device=self.place
+        )
+
+    def draw(self, process: DDPM, network: Network, name: str, **options: Any) -> Tensor:
+        """Samples (B, C, H, W); the noise of every step is always the same."""
+        xt = self.noise()
         with autocast(self.place, self.precision):
             for t in trange(process.num_timesteps, 0, -1, unit="step", desc=name):
                 xt = process.p_sample(network, xt, t, **options)
@@ -116,12 +122,23 @@ def noise_at_1(bench: Bench, _: int) -> dict[str, Tensor]:
         "noise at t = 1": bench.draw(broken, bench.model, "noise at t = 1"),
     }
     for name, x0 in rows.items():
-        black = 100 * (to_uint8(x0) == 0).double().mean().item()
-        print(f"{name}: {black:.0f} % of the pixels are black, level 0")
+        levels = to_uint8(x0).double()
+        left, right = levels[..., :-1], levels[..., 1:]
+        dark = (left < 20) & (right < 20)
+        steps = (left - right).abs()[dark].mean().item()
+        print(f"{name}: neighbouring dark pixels differ by {steps:.2f} grey levels on average")
     return rows | {f"{name}, dark x 30": 30 * (x0 + 1) - 1 for name, x0 in rows.items()}
 
 
 def no_clipping(bench: Bench, _: int) -> dict[str, Tensor]:
+    """Of the first estimates of the image some pixels lie far outside of [-1, 1]; what then?"""
+    x_T = bench.noise()
+    t = torch.full((len(x_T),), bench.process.num_timesteps, device=bench.place)
+    with autocast(bench.place, bench.precision), torch.no_grad():
+        x0_hat = bench.process.predict_x0(x_T, t, bench.model(x_T, t))
+    print(
+        f"at t = T the estimate of the image reaches from {x0_hat.min():.1f} to {x0_hat.max():.1f}"
+    )
     return {
         "as it is": bench.as_it_is,
         "no clipping": bench.draw(bench.process, bench.model, "no clipping", clip_x0=False),
@@ -129,7 +146,7 @@ def no_clipping(bench: Bench, _: int) -> dict[str, Tensor]:
 
 
 def no_ema(bench: Bench, num_training_steps: int) -> dict[str, Tensor]:
-    """The averaged network learns on as in training; then it and its average are sampled."""
+    """The averaged network learns on as in training; then both are sampled, in 100 steps."""
     data = mnist.load(bench.content["dataset"], bench.data_dir)
     batches = mnist.Batches(data.train, data.train_labels, 64, bench.seed, bench.place)
     model = deepcopy(bench.model).train().requires_grad_(True)
@@ -146,10 +163,11 @@ def no_ema(bench: Bench, num_training_steps: int) -> dict[str, Tensor]:
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(model)
-    return {
-        "the average": bench.draw(bench.process, ema, "the average"),
-        "the network": bench.draw(bench.process, model.eval(), "the network"),
-    }
+    rows = {}
+    for name, network in [("the average", ema), ("the network", model.eval())]:
+        with autocast(bench.place, bench.precision):
+            rows[name] = preview(bench.process, network, bench.noise(), 100)
+    return rows
 
 
 def dropout_on(bench: Bench, _: int) -> dict[str, Tensor]:

@@ -118,13 +118,16 @@ def disagreements(lesson: str) -> list[str]:
 def stale_links(fix: bool = False) -> list[str]:
     """Links of the READMEs to a name in the code that go to another line; with fix, mends them."""
     wrong = []
+    known: dict[Path, dict[str, tuple[int, str]]] = {}
     for readme in readmes():
         text = readme.read_text(encoding="utf-8")
 
         def mend(match: re.Match[str], readme: Path = readme) -> str:
             name, file, line = match.groups()
             path = readme.parent / file
-            found = definitions(path) if path.is_file() else {}
+            if path not in known:
+                known[path] = definitions(path) if path.is_file() else {}
+            found = known[path]
             shown = readme.relative_to(ROOT)
             short = in_file(name, path)
             if short not in found:

@@ -17,7 +17,7 @@ import yaml
 from conftest import NETWORK, ROOT
 from test_common import equal, fails, without_speed
 from test_lesson_05 import their_name
-from test_readme import commands
+from test_readme import scripts
 from torch import Tensor, nn
 
 from common import checkpoint, cli, mnist
@@ -818,16 +818,18 @@ TINY = {
     "--num_previews 1 --device cpu",
     "sample_mnist.py": "--num_samples 1 --num_steps 5 --device cpu",
     "evaluate.py": "--num_images 4 --num_terms 3 --device cpu",
+    "break_it.py": "--num_samples 1 --num_steps 3 --num_training_steps 1 --device cpu "
+    "--model_checkpoint output/checkpoint.pt",
 }
-SCRIPTS = [line for line in commands(README) if ".py" in line]
+SCRIPTS = scripts(README)
 
 
 @pytest.mark.parametrize("line", SCRIPTS)
 def test_every_command_of_the_readme_runs(line, hybrid, tmp_path):
     words = shlex.split(line)
+    words += [*shlex.split(TINY[words[1]]), "--output_dir", str(tmp_path / "run")]
     if "--model_checkpoint" in words:
         words[words.index("--model_checkpoint") + 1] = str(hybrid)
-    words += [*shlex.split(TINY[words[1]]), "--output_dir", str(tmp_path / "run")]
     result = subprocess.run(
         [sys.executable, *words[1:]],
         cwd=README.parent,
