@@ -9,7 +9,7 @@ that table[t] of t (B,) multiplies images (B, C, H, W). A point of the plane is 
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 Network = Callable[[Tensor, Tensor], Tensor]
+Number = TypeVar("Number", float, Tensor)
 NUM_BUMPS = 10
 LN2 = math.log(2)
 L_NULL = -0.5 * math.log2(2 * math.pi * math.e)  # bits that N(0, 1) says of a value of variance 1
@@ -64,7 +65,7 @@ class Standard(NamedTuple):
 
     def encode(self, images: Tensor, dequantize: bool = True) -> Tensor:
         """Images in [-1, 1] to x0: standardised, each level spread evenly over its width
-        [SD15 Section 3.1, the code].
+        [SD15, the code].
 
         x0 = (level + u - mean) / std,  u ~ U(-½, ½)
 
@@ -79,7 +80,7 @@ class Standard(NamedTuple):
         """x0 to images on the scale [-1, 1]."""
         return (x0 * self.std + self.mean) / 127.5 - 1
 
-    def bits_per_dim(self, gain: float, channels: int) -> float:
+    def bits_per_dim(self, gain: Number, channels: int) -> Number:
         """What one 8-bit value costs by a bound K - L_null of `gain` bits per pixel.
 
         The level's mass is the density of x0, averaged over its width 1/std: at least K bits and
@@ -213,7 +214,7 @@ class DPM(nn.Module):
         return r.signal_rate[t] * x0 + r.noise_rate[t] * eps
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
-        """q(x_{t-1} | xt, x0), t > 1: one step back if the data were known [SD15 Appendix B].
+        """q(x_{t-1} | xt, x0), t > 1: one step back if the data were known [SD15 Eq. 14].
 
         mean √ᾱ_{t-1} β_t/(1-ᾱ_t) x0 + √(1-β_t) (1-ᾱ_{t-1})/(1-ᾱ_t) xt,
         variance (1-ᾱ_{t-1})/(1-ᾱ_t) β_t

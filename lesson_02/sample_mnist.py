@@ -231,7 +231,7 @@ def save_posterior(
     num_draws: int,
 ) -> None:
     """A row for each image: itself, what is known of it, and draws from its posterior
-    [SD15 Figures 3 and 5]."""
+    [SD15 Figure 3, 5]."""
     columns = [x0, y]
     with tqdm(total=num_draws * (process.num_timesteps - 1), unit="step", desc="sampling") as bar:
         for _ in range(num_draws):

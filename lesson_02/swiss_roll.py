@@ -157,7 +157,7 @@ class RadialNetwork(nn.Module):
 def train(
     process: DPM, model: nn.Module, noise: float, num_steps: int, batch_size: int, rate: float
 ) -> None:
-    """Maximise K [SD15 Eq. 15], on new points at every step."""
+    """Maximise K [SD15 Eq. 14] on new points at every step."""
     parameters = [*model.parameters(), *process.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=rate)
     edges = strata(process.num_timesteps)

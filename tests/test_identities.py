@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lesson_02 import dpm
 from lesson_05 import ddpm
 from lesson_09 import iddpm
 
@@ -105,3 +106,33 @@ def test_lessons_5_and_9_have_the_same_gaussians():
     )
     for steps, terms in [(T, None), (T, 33), (10, 4), (1, None)]:
         assert ddpm.strata(steps, terms) == iddpm.strata(steps, terms)
+
+
+def test_lessons_2_and_5_have_the_same_process_and_gaussians():
+    """The same betas, the same forward process, posterior and divergence, for t > 1."""
+    beta = dpm.erasing_beta(T)
+    old, new = dpm.DPM(beta), ddpm.DDPM(beta)
+    t = TIMES[1:]
+    x0, eps = torch.randn(2, len(t), 3, 4, 4)
+    xt = new.q_sample(x0, t, eps)
+    agree(old.q_sample(x0, t, eps), xt)
+    for one, other in zip(old.q_posterior(x0, xt, t), new.q_posterior(x0, xt, t), strict=True):
+        agree(one, other)
+    p, q = ([torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)] for _ in range(2))
+    agree(dpm.kl(dpm.Gaussian(*p), dpm.Gaussian(*q)), ddpm.kl(ddpm.Gaussian(*p), ddpm.Gaussian(*q)))
+
+
+def test_what_lesson_2_answers_is_lesson_5_s_step():
+    """What the noise is to lesson 5, some (μ, b) is to lesson 2: the same step back."""
+    beta = dpm.erasing_beta(T)
+    old, new = dpm.DPM(beta), ddpm.DDPM(beta, "beta_tilde")
+    t = TIMES[1:]
+    x0, eps = torch.randn(2, len(t), 1, 4, 4)
+    xt = new.q_sample(x0, t, eps)
+    true = new.p_mean_variance(eps, xt, t, clip_x0=False)
+    r = old.rates()
+    mu = (true.mean - r.decay[t] * xt) / r.spread[t]
+    b = T**0.5 * (true.log_var.double().exp().logit() - r.log_odds[t])
+    p = old.p_mean_variance(torch.cat([mu, b.float()], 1), xt, t)
+    torch.testing.assert_close(p.mean, true.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(p.log_var, true.log_var, rtol=1e-5, atol=1e-5)
