@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench quality-race figures notebooks maps clean
+.PHONY: train test check ablation scoreboard bench quality-race figures notebooks maps stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -36,6 +36,24 @@ notebooks: .venv/tested  ## run every notebook and keep its pictures
 maps: .venv/tested  ## mend the line numbers in the READMEs' equation maps, and check them
 	$(BIN)/python -m tests.maps --fix
 
+stress: .venv/tested  ## kill, fill up, fuzz and soak: hours, on a machine that is left alone
+	$(BIN)/python tests/stress.py kills --count 200
+	$(BIN)/python tests/stress.py files --count 10000
+	$(BIN)/python tests/stress.py disk --count 10  # makes small disks: needs root
+	$(BIN)/python tests/stress.py soak --minutes 30
+
+# OLDEST and NEWEST are the Pythons to try; the packages are the oldest allowed, and the newest.
+OLDEST ?= python3.11
+NEWEST ?= python3.13
+environments:  ## run the tests with the oldest and with the newest Python, PyTorch and the rest
+	$(OLDEST) -m venv .venv-oldest
+	sed -n 's/^\([a-z][^>]*\)>=/\1==/p' requirements.txt > .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install -r .venv-oldest/requirements.txt -e '.[test]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --maxprocesses 8
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --upgrade -r requirements.txt -e '.[test]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --maxprocesses 8
+
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -51,4 +69,4 @@ maps: .venv/tested  ## mend the line numbers in the READMEs' equation maps, and 
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest .venv-newest

@@ -74,14 +74,15 @@ def call(
     parser.add_argument("--config", action="config", help="a preset: a YAML file of flags")
     parser.add_function_arguments(main, as_positional=False, skip={*flat, *groups})
     for name, kind in groups.items():
-        skip = {"image_channels", "image_size", "learned_variance"}  # the script says these
+        # The script says these, from its data and its own flags.
+        skip = {"image_channels", "image_size", "learned_variance", "num_timesteps"}
         parser.add_class_arguments(kind, name, as_positional=False, skip=skip)
     for kind in flat.values():
         parser.add_class_arguments(kind, as_positional=False)
 
     words = bare_resume(several_words(words, lists(parameters, groups)))
-    if "resume" in fields(flat) and processes.restarted():
-        words = resume_latest(words, folder)
+    if "resume" in fields(flat):
+        words = resume_latest(words, Path(value_of(words, "output_dir") or folder / "output"))
     resumed = value_of(words, "resume") if "resume" in fields(flat) else None
     if resumed is not None:
         parser.set_defaults(known(parser, resumed_config(resumed, words, folder)))
@@ -161,10 +162,10 @@ def bare_resume(words: list[str]) -> list[str]:
     return result
 
 
-def resume_latest(words: list[str], folder: Path) -> list[str]:
+def resume_latest(words: list[str], output: Path) -> list[str]:
     """As torchrun starts a run anew: from its last checkpoint, if it had saved one."""
-    kept = saved(Path(value_of(words, "output_dir") or folder / "output"))
-    return [*words, "--resume", "latest"] if kept else words
+    again = processes.restarted(output) and saved(output)
+    return [*words, "--resume", "latest"] if again else words
 
 
 def resumed_config(resume: str, words: list[str], folder: Path) -> dict[str, Any]:
@@ -222,15 +223,23 @@ def preset_path(name: str, folder: Path) -> str:
 
 def check_preset(path: Path) -> None:
     """Refuse a file that is no short list of flags, before anything is made of it."""
-    if path.stat().st_size > 100_000:
+    if path.stat().st_size > 20_000:
         raise UserError(f"--config {path} is too long for a preset: a YAML file of flags is wanted")
     depth = 0
     try:
-        for event in yaml.parse(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > 10 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
                 raise UserError(f"--config {path}: lists this deep, tags and aliases are refused")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > 1000:
+                raise UserError(f"--config {path}: a value of more than 1,000 letters is refused")
+        root = yaml.compose(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--config {path} is no valid YAML ({reason})") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise UserError(f"--config {path} is no list of flags, such as `batch_size: 64`")
+    if root is not None and any(key.value == "config" for key, _ in root.value):
+        raise UserError(f"--config {path} names another preset: put their flags into one")

@@ -11,10 +11,13 @@ Without torchrun there is one process, number 0, and nothing here costs anything
 """
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +28,9 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 
+MEETING = timedelta(minutes=10)  # from the first process to the last
 PATIENCE = timedelta(hours=1)  # process 0 may sample for so long while the others wait
+SIGNATURE = ".torchrun"
 
 
 def launched() -> bool:
@@ -42,9 +47,20 @@ def count() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
-def restarted() -> bool:
-    """Whether torchrun started all processes anew because one had ended."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarted(folder: Path) -> bool:
+    """Whether this process goes on with a run that torchrun began there, as one of it had ended."""
+    if not launched():
+        return False
+    # The number of restarts is counted for each machine by itself; the name of the run is common.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    name, file = os.environ["TORCHELASTIC_RUN_ID"], folder / SIGNATURE
+    return again or (name != "none" and file.exists() and file.read_text() == name)
+
+
+def sign(folder: Path) -> None:
+    """Leave the name of the run for `restarted`."""
+    if launched() and rank() == 0:
+        (folder / SIGNATURE).write_text(os.environ["TORCHELASTIC_RUN_ID"])
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -65,11 +81,42 @@ def join(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        from torch.distributed.rendezvous import rendezvous  # not in every build of PyTorch
+
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            store = own_store(next(rendezvous("env://", timeout=MEETING))[0])
+            dist.init_process_group(
+                backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE
+            )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"the processes of this run did not meet ({reason})") from None
+
+
+def own_store(store: Any) -> Any:
+    """Of the store by which processes find each other, a part that no earlier life has used.
+
+    torchrun keeps one store for all lives of a run, and a process could find the address of one
+    that has ended there. So each asks process 0, by a word never used before, for the new part.
+    """
+    if rank() > 0:
+        word = secrets.token_hex(8)
+        store.set(f"asks/{rank()}", word)
+        part = store.get(f"answer/{word}").decode()
+        store.set(f"heard/{part}/{rank()}", "")
+        return dist.PrefixStore(part, store)
+    part, waiting = secrets.token_hex(8), set(range(1, count()))
+    end = time.monotonic() + MEETING.total_seconds()
+    while waiting:
+        for other in list(waiting):
+            if store.check([f"heard/{part}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"asks/{other}"]):
+                store.set("answer/" + store.get(f"asks/{other}").decode(), part)
+        if time.monotonic() > end:
+            raise RuntimeError(f"{len(waiting)} did not come")
+        time.sleep(0.02)
+    return dist.PrefixStore(part, store)
 
 
 def leave() -> None:
@@ -214,7 +261,7 @@ def summed(own: Tensor, begin: int, size: int) -> Tensor:
 class InParts(nn.Module):
     """The network on a batch cut into parts, so that only one part's memory is held at a time.
 
-    Going back, each part is computed once more: a third more time for a `parts`-th of the memory.
+    The price: going back, each part is computed once more.
     """
 
     def __init__(self, model: nn.Module, parts: int) -> None:

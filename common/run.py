@@ -100,10 +100,9 @@ class Run:
 
     def __enter__(self) -> Self:
         processes.join(self.device)
-        self.lock = None
+        self.lock, self.again = None, processes.restarted(self.folder)
         if processes.rank() == 0:
-            fresh = self.resumed is None and not processes.restarted()
-            self.lock = open_folder(self.folder, fresh)
+            self.lock = open_folder(self.folder, fresh=self.resumed is None and not self.again)
         self.handlers = {s: signal.signal(s, self.heed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -188,7 +187,8 @@ class Run:
         self.dataset, self.tracked = dataset, state
         same = {k: v for k, v in self.config.items() if k != "device"}
         processes.agree({"dataset": dataset, "first step": self.start, **same})
-        if processes.rank() == 0 and (self.resumed or processes.restarted()):
+        processes.sign(self.folder)
+        if processes.rank() == 0 and (self.resumed or self.again):
             keep_rows(self.metrics, self.start)
         if self.resumed is None:
             return

@@ -1,0 +1,300 @@
+"""The long forms of test_robustness.py, for a machine that is left alone: `make stress`.
+
+python -m tests.stress kills --count 200       # and files, disk, soak; --help says more
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import torch
+
+from common import checkpoint, cli
+from common.folder import saved
+from common.run import RunOptions
+from lesson_05 import train_mnist
+
+NETWORK = {
+    "channels": 4,
+    "multipliers": [1, 2],
+    "num_blocks": 1,
+    "attention_resolutions": [],
+    "num_groups": 2,
+}
+
+
+def train(folder: str, steps: int = 40, quiet: bool = True, **changes: Any) -> None:
+    """A tiny run of lesson 5, started or gone on with, that saves after each step."""
+    if quiet:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    run = {"preview_every": 10, "log_every": 3, "num_previews": 2, "checkpoint_every": 1} | changes
+    options = RunOptions(
+        output_dir=folder,
+        resume="latest" if saved(Path(folder)) else None,
+        device="cpu",
+        precision="float32",
+        **run,
+    )
+    if options.resume is None:
+        with contextlib.suppress(OSError):
+            (Path(folder) / "metrics.csv").unlink()  # of a life that saved nothing
+    train_mnist.main(
+        dataset="digits",
+        network=NETWORK,
+        num_timesteps=40,
+        num_training_steps=steps,
+        batch_size=4,
+        num_warmup_steps=2,
+        num_samples=0,
+        options=options,
+    )
+
+
+def lives() -> Any:
+    """A way to start processes that have imported everything already, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lesson_05.train_mnist", "sklearn.datasets"])
+    return context
+
+
+def kills(count: int, folder: Path, seed: int = 0, steps: int = 40) -> dict[str, float]:
+    """SIGKILL at random moments until `count` of them hit; each run ends as an undisturbed one."""
+    draw, context = random.Random(seed), lives()
+    start(context, folder / "whole", steps).join()
+    whole = checkpoint.load(saved(folder / "whole")[-1])
+    result = {"kills": 0, "while writing": 0, "runs": 0, "most steps lost": 0}
+    while result["kills"] < count:
+        place = folder / f"run_{result['runs']}"
+        while True:
+            before, process = saved(place)[-1:], start(context, place, steps)
+            if draw.random() < 0.1:
+                process.join(draw.uniform(0, 1))  # most likely before it saves anything
+            else:
+                while process.exitcode is None and saved(place)[-1:] == before:
+                    process.join(0.005)
+                process.join(draw.uniform(0, 0.3))
+            hit = process.exitcode is None
+            process.kill()
+            process.join()
+            assert hit or process.exitcode == 0, f"a life ended with {process.exitcode}"
+            result["while writing"] += bool(list(place.glob(".*.part")))
+            result["kills"] += hit
+            if saved(place):
+                step = checkpoint.load(saved(place)[-1])["step"]  # whole, whenever it died
+                assert len(saved(place)) <= 3, "more than two checkpoints and a new one"
+            if not hit:
+                break
+        ended = checkpoint.load(saved(place)[-1])
+        assert step == steps
+        assert same(whole, ended), f"{place} ended with other weights"
+        assert rows(place) == rows(folder / "whole")
+        assert not list(place.glob(".*.part"))
+        result["runs"] += 1
+        shutil.rmtree(place)
+    return result
+
+
+def start(context: Any, folder: Path, steps: int) -> Any:
+    process = context.Process(target=train, args=(str(folder), steps))
+    process.start()
+    return process
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def rows(folder: Path) -> list[str]:
+    """Of the log, without the speed in its last column."""
+    text = (folder / "metrics.csv").read_text()
+    return [line.rpartition(",")[0] for line in text.splitlines()]
+
+
+def soak(minutes: float, folder: Path) -> dict[str, float]:
+    """Tiny training with previews and saves; memory, open files and disk must not grow."""
+    words = [sys.executable, __file__, "life", "--folder", str(folder / "soak")]
+    process = subprocess.Popen(
+        [*words, "--count", "10000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    seen = []
+    begin = time.monotonic()
+    try:
+        while time.monotonic() - begin < 60 * minutes and process.poll() is None:
+            time.sleep(min(10.0, 6 * minutes))
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            kilobytes = next(line.split()[1] for line in status.splitlines() if "VmRSS" in line)
+            files = len(os.listdir(f"/proc/{process.pid}/fd"))
+            disk = [path.stat().st_size for path in (folder / "soak").glob("checkpoint_*.pt")]
+            seen.append((time.monotonic() - begin, int(kilobytes) / 1e3, files, len(disk)))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    settled = [entry for entry in seen if entry[0] > 60 * minutes / 6]
+    first, last = settled[0], settled[-1]
+    steps = checkpoint.load(saved(folder / "soak")[-1])["step"]
+    result = {
+        "steps": steps,
+        "MB after a sixth": first[1],
+        "MB at the end": last[1],
+        "growth in percent": 100 * (last[1] / first[1] - 1),
+        "most open files": max(entry[2] for entry in settled),
+        "fewest open files": min(entry[2] for entry in settled),
+        "most checkpoints": max(entry[3] for entry in seen),
+    }
+    assert result["growth in percent"] < 2, result
+    assert result["most open files"] - result["fewest open files"] <= 4, result
+    assert result["most checkpoints"] <= 3, result
+    return result
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A disk of that size, which only root can make."""
+    folder.mkdir()
+    size = f"size={kilobytes}k"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def disk(count: int, folder: Path) -> dict[str, float]:
+    """Runs on disks of `count` sizes, all too small: one line each, and what was saved loads."""
+    full = loaded = 0
+    for number in range(count):
+        with small_disk(folder / f"disk_{number}", 100 + 40 * number) as place:
+            words = [sys.executable, __file__, "life", "--folder", str(place / "run")]
+            life = subprocess.run(words, capture_output=True, text=True, check=False)
+            last = life.stderr.strip().splitlines()[-1]
+            assert life.returncode == 2, life.stderr
+            assert last.startswith("error: "), last
+            assert "Traceback" not in life.stderr, life.stderr
+            full += "No space left" in last
+            for path in saved(place / "run"):
+                checkpoint.load(path)
+                loaded += 1
+    return {"runs": count, "that the full disk ended": full, "checkpoints that load": loaded}
+
+
+def kinds(folder: Path) -> dict[str, tuple[Any, Callable[[Any], str | None]]]:
+    """By the kind of file: how to draw one, and what is said of it."""
+    import strangers  # here, as it is slow
+
+    def writing(read: Callable[[Path], str | None]) -> Callable[[bytes], str | None]:
+        def reading(data: bytes) -> str | None:
+            path = folder / "file"
+            path.write_bytes(data)
+            return read(path)
+
+        return reading
+
+    def read_idx(four: dict[str, bytes]) -> str | None:
+        return strangers.read_idx(strangers.write_idx(folder, four))
+
+    return {
+        "checkpoints": (strangers.checkpoint_files, writing(strangers.read_checkpoint)),
+        "resumed": (strangers.checkpoint_files, writing(strangers.read_resumed)),
+        "IDX": (strangers.idx_files(), read_idx),
+        "YAML": (strangers.yaml_files(), writing(strangers.read_preset)),
+        "PNG": (strangers.png_files(), writing(strangers.read_png)),
+    }
+
+
+def files(count: int, folder: Path, seed: int = 0) -> dict[str, float]:
+    """As many changed files of each kind; how many of them are valid all the same."""
+    result: dict[str, float] = {}
+    for name, (strategy, read) in kinds(folder).items():
+        began = time.monotonic()
+        lines = answers(strategy, read, count, seed)
+        valid = sum(line is None for line in lines)
+        result |= {f"{name} tried": len(lines), f"{name} valid": valid}
+        print(f"{name}: {len(lines)} tried, {time.monotonic() - began:.0f} s", flush=True)
+    assert not (Path.cwd() / "evil-was-here").exists()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    assert peak < 2, f"{peak} GB"
+    return result
+
+
+def answers(
+    strategy: Any, read: Callable[[Any], str | None], count: int, seed: int
+) -> list[str | None]:
+    """What is said of `count` drawn files."""
+    lines = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(strategy)
+    def one(data: Any) -> None:
+        lines.append(read(data))
+
+    one()
+    return lines
+
+
+def life(folder: Path, steps: int) -> None:
+    """One run, its errors said as on a command line."""
+
+    def main() -> None:
+        train(str(folder), steps, quiet=False)
+
+    cli.run(main, [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["kills", "files", "disk", "soak", "life"])
+    parser.add_argument("--count", type=int, default=200, help="kills, disks, files of a kind")
+    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="of a life")
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    if words.what == "life":
+        return life(words.folder, words.count)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tasks: dict[str, Callable[[], dict[str, float]]] = {
+            "kills": lambda: kills(words.count, Path(folder), words.seed),
+            "disk": lambda: disk(words.count, Path(folder)),
+            "soak": lambda: soak(words.minutes, Path(folder)),
+            "files": lambda: files(words.count, Path(folder), words.seed),
+        }
+        result = tasks[words.what]()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    for name, value in result.items():
+        print(f"{name}: {value:.6g}")
+    print(f"{time.monotonic() - began:.0f} s, at most {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
