@@ -25,8 +25,8 @@ Claim = tuple[str, str, str]  # equation, file, name: "Ho20 Eq. 4", "lesson_05/d
 
 
 def readmes() -> list[Path]:
-    """Every README of the repository."""
-    return sorted(p for p in ROOT.glob("**/README.md") if not set(p.parts) & {".venv", "output"})
+    """The READMEs of the lessons."""
+    return sorted(p for p in ROOT.glob("lesson_*/**/README.md") if "output" not in p.parts)
 
 
 def equations(text: str, paper: str = "") -> Iterator[str]:
