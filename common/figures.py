@@ -51,7 +51,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             ),
             Recipe(
                 "lesson_05.break_it.main",
-                {},
+                {"what": ["noise_at_1", "no_clipping", "no_ema"]},
                 named("broken_noise_at_1.png", "broken_no_clipping.png", "broken_no_ema.png"),
             ),
         ],
