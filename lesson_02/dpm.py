@@ -249,7 +249,7 @@ class DPM(nn.Module):
         return nats.sum(1).flatten(1).mean(1) / LN2
 
     def ceiling(self, channels: int) -> Tensor:
-        """K - L_null if all terms were 0: the entropies of Eq. 14, in bits per pixel.
+        """K - L_null if all terms were 0, from the entropies, in bits per pixel [SD15 Eq. 14].
 
         H_q(XT | X0) - H_q(X1 | X0) - H_p(XT) - L_null = ½ log2((1-ᾱ_T)/β_1) a value
         """
@@ -305,7 +305,7 @@ class DPM(nn.Module):
         evidence: tuple[Tensor, Tensor] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """From noise x_T (B, C, H, W) to x_1, in T - 1 steps.
+        """From noise x_T (B, C, H, W) to x_1, in T - 1 steps [SD15 Section 2.2].
 
         on_step(t - 1, x_{t-1}) sees every image on the way.
         Differs: the paper's p(x0 | x1), a step of π that adds noise of variance β_1 to what has as

@@ -3,7 +3,10 @@
 import inspect
 import math
 import os
+import runpy
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,13 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 from test_common import equal, fails, without_speed
+from test_readme import scripts
 from torch import Tensor
 
 from common import checkpoint, mnist
 from common.errors import UserError
 from common.run import RunOptions
-from lesson_02 import parzen, sample_mnist, swiss_roll, train_mnist
+from lesson_02 import break_it, parzen, sample_mnist, swiss_roll, train_mnist
 from lesson_02.dpm import (
     DPM,
     L_NULL,
@@ -850,3 +854,71 @@ def test_presets_are_whole(capsys):
             RunOptions.__dataclass_fields__
         )
         assert preset.keys() <= names
+
+
+# What can be broken, and the README
+
+
+def test_breaks_differ_from_the_lesson_by_what_they_say(tiny, tmp_path, capsys):
+    process, network, _ = sample_mnist.load(str(tiny))
+    torch.nn.init.normal_(network.readouts[-1].weight, std=0.3)
+    x0 = torch.randn(3, 1, 28, 28)
+    bench = break_it.Bench(process, network, x0, 2, 3, 0)
+    whole, mean = break_it.no_noise(bench).values()
+    assert mean.std() < whole.std()
+    assert torch.equal(mean, break_it.no_noise(bench)["no noise"])
+    t, out = torch.tensor([2, 9, 20]), torch.randn(3, 2, 28, 28)
+    fixed = bench.broken(break_it.FixedVariance).p_mean_variance(out, x0, t)
+    variance = erasing_beta(20)[t - 1].view(3, 1, 1, 1).expand_as(x0)
+    assert torch.allclose(fixed.log_var.exp().double(), variance, rtol=1e-5)
+    assert torch.equal(fixed.mean, process.p_mean_variance(out, x0, t).mean)
+    image, every, late = break_it.late_evidence(bench).values()
+    for drawn in (every, late):
+        assert torch.equal(drawn[..., 14:], image[..., 14:])
+        assert not torch.equal(drawn[..., :14], image[..., :14])
+    assert torch.equal(late[..., :14], whole[..., :14])
+    break_it.main(model_checkpoint=str(tiny), num_samples=1, num_images=2, output_dir=str(tmp_path))
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        f"broken_{name}" for name in break_it.BREAKS
+    }
+
+
+TINY = {
+    "train_mnist.py": "--dataset digits --network.dense_channels 8 --num_samples 1 --device cpu "
+    "--num_training_steps 2 --num_timesteps 20 --batch_size 4 --num_previews 1 "
+    "--num_bound_images 2",
+    "sample_mnist.py": "--dataset digits --num_samples 1 --num_images 1 --num_draws 1 --device cpu",
+    "swiss_roll.py": "--num_timesteps 5 --num_units 4 --num_training_steps 2 --num_points 9 "
+    "--num_bound_points 9 --device cpu",
+    "parzen.py": "--num_samples 2 --num_validation 3 --num_images 4 --device cpu",
+    "break_it.py": "--num_samples 1 --num_images 2 --device cpu",
+}
+
+
+@pytest.mark.parametrize("line", scripts(LESSON / "README.md"))
+def test_every_command_of_the_readme_runs(line, tiny, tmp_path, monkeypatch, capsys):
+    words = shlex.split(line)[1:]
+    words += [*shlex.split(TINY[words[0]]), "--output_dir", str(tmp_path / "run")]
+    if words[0] in ("sample_mnist.py", "parzen.py", "break_it.py"):
+        words += ["--model_checkpoint", str(tiny)]
+    monkeypatch.chdir(LESSON)
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(words[0], run_name="__main__")
+    assert any((tmp_path / "run").iterdir())
+
+
+def test_the_readme_shows_the_gap_of_the_posterior():
+    text = (LESSON / "README.md").read_text()
+    assert "| the true posterior | 0.5 | 0.5 |" in text
+    assert "| the perturbed process, $T = 1000$ | 0.667 | 0.333 |" in text
+
+
+def test_the_shipped_network_keeps_its_word(real_mnist):
+    """On its first test images it reaches the bar, and completes a digit."""
+    process, network, content = sample_mnist.load(sample_mnist.SHIPPED)
+    norm, _ = sample_mnist.standard_and_shape(content)
+    levels = real_mnist.test[:16].float() / 127.5 - 1
+    with torch.no_grad():
+        bits = process.bound(network, norm.encode(levels), 24).total
+    assert bits.mean().item() - 3 * bits.std().item() / 4 > 3.4
+    assert bits.mean().item() < process.ceiling(1).item()
