@@ -2,45 +2,27 @@
 
 import json
 import multiprocessing
-import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-from benchmarks.contenders import (
-    Contender,
-    T,
-    contenders,
-    count,
-    make,
-    preset,
-    surroundings,
-    unet2d,
-)
-from common import checkpoint, cli, mnist
+from benchmarks.contenders import Contender, T, contenders, count, make, preset, surroundings
+from benchmarks.parts import bookkeeping, whole
+from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn
+from common import checkpoint, cli
 from common.device import autocast, pick_device
-from common.ema import Ema
-from common.run import Run, RunOptions, check
+from common.run import check
 from common.subject import ROOT
-from lesson_05.ddpm import DDPM, linear_beta
-from lesson_05.unet import UNet
-from lesson_06.ddim import ddim_sample
 
 Part = Literal["training", "sampling", "memory", "bookkeeping", "whole"]
 PARTS: tuple[Part, ...] = ("training", "sampling", "memory", "bookkeeping", "whole")
-PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 SIZE = 32  # MNIST's 28, padded to what can be halved three times
-Times = dict[tuple[str, str, str], float]  # by contender, precision, memory format: seconds
 
 
 def main(
@@ -73,7 +55,7 @@ def main(
     """
     numbers = {"batch_size": batch_size, "repeats": repeats, "whole_repeats": whole_repeats}
     check(lambda v: v >= 1, "at least 1", **numbers, num_samples=num_samples)
-    check(lambda v: 20 <= v <= T, f"from 20 to {T:,}", num_steps=num_steps)
+    check(lambda v: 25 <= v <= T, f"from 25 to {T:,}", num_steps=num_steps)
     place = pick_device(device)
     folder = Path(output_dir) if output_dir else ROOT / "benchmarks" / "output" / "bench"
     checkpoint.make_folder(folder)
@@ -92,21 +74,6 @@ def main(
         checkpoint.write_whole(folder / "bench.md", (report(result) + "\n").encode())
     print(report(result))
     print(f"\n{folder}/bench.md, bench.json")
-
-
-def in_turn(tasks: Mapping[Any, Callable[[], object]], repeats: int, what: str) -> dict[Any, float]:
-    """The median seconds of each task: all of them once, then all once more, and so on, so that
-    what slows the machine for a while slows them all. The first time does not count."""
-    seconds: dict[Any, list[float]] = {name: [] for name in tasks}
-    for repeat in tqdm(range(repeats + 1), desc=what, unit="round"):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def step_of_training(
@@ -131,9 +98,8 @@ def step_of_training(
 
 def variants(network: dict[str, Any], device: torch.device) -> dict[tuple[str, str], Contender]:
     """Every contender in both memory formats."""
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     result = {}
-    for name, memory_format in formats.items():
+    for name, memory_format in FORMATS.items():
         for contender in contenders(network, 1, SIZE):
             contender.to(device)
             contender.model.to(device).to(memory_format=memory_format)
@@ -188,26 +154,6 @@ def sampling(
     return compared(in_turn(tasks, repeats, "sampling"), batch_size)
 
 
-def best(times: Times, name: str, precision: str | None = None) -> float:
-    """The seconds of the memory format, and precision, that is quickest for this contender."""
-    return min(s for (n, p, _), s in times.items() if n == name and precision in (None, p))
-
-
-def compared(times: Times, batch_size: int) -> dict[str, Any]:
-    """Images per second, and lesson 5's as a multiple of each, in its own best way."""
-    names = list(dict.fromkeys(name for name, _, _ in times))
-    choices: list[str | None] = [*PRECISIONS, None]
-    return {
-        "images_per_second": {", ".join(key): batch_size / s for key, s in times.items()},
-        "ratio": {
-            f"{name}, {choice or 'best'}": best(times, name, choice)
-            / best(times, "lesson 5", choice)
-            for name in names
-            for choice in choices
-        },
-    }
-
-
 def matrix_peak(precision: str, device: torch.device, size: int = 2048) -> float:
     """The machine's own matrix product, in floating-point operations a second."""
     dtype = getattr(torch, precision)
@@ -242,95 +188,6 @@ def peak(name: str, network: str, batch_size: int, device: str, threads: int) ->
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 1e9 if sys.platform == "darwin" else most / 1e6
-
-
-def bookkeeping(batch_size: int, repeats: int, device: torch.device) -> dict[str, float]:
-    """The share of lesson 5's training step that is not spent in its network, by preset: the batch,
-    t and the noise, clipping, the optimiser, the average, the log."""
-    return {
-        f"{name}, batches of {size}": share_of_bookkeeping(name, size, repeats, device)
-        for name, size in (("laptop", 64), ("paper", batch_size))
-    }
-
-
-def share_of_bookkeeping(name: str, batch_size: int, repeats: int, device: torch.device) -> float:
-    data = mnist.load("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        options = RunOptions(output_dir=folder, device=str(device), checkpoint_every=10**9)
-        with Run(options, Path(folder), "lesson_05") as run:
-            batches = mnist.Batches(data.train, data.train_labels, batch_size, 0, run.device)
-            process = DDPM(linear_beta(T)).to(run.device)
-            model = run.prepare(UNet(1, 28, **preset(name)))
-            ema = Ema(model, 0.999)
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-            run.track({}, data.name, model=model, ema=ema, optimizer=optimizer)
-            whole, network = [], []
-            for step in run.steps(repeats + 2):
-                begin = time.perf_counter()
-                x0, _ = batches[step]
-                t = torch.randint(1, T + 1, (batch_size,), device=run.device)
-                eps = torch.randn_like(x0)
-                inner = time.perf_counter()
-                with run.autocast():
-                    losses = process.loss(model, x0, t, eps)
-                losses.mean().backward()
-                if run.device.type == "cuda":
-                    torch.cuda.synchronize()
-                network.append(time.perf_counter() - inner)
-                grad_norm = clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                ema.update_parameters(model)
-                run.record(losses, t, T, grad_norm=grad_norm)
-                whole.append(time.perf_counter() - begin)
-    return 1 - statistics.median(network[2:]) / statistics.median(whole[2:])
-
-
-def whole(
-    network: dict[str, Any], num_samples: int, num_steps: int, repeats: int, device: torch.device
-) -> dict[str, Any]:
-    """From noise to images, beside diffusers' pipelines: the same shape of network, random."""
-    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
-
-    few = num_steps // 20
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    # The last layer of a new network gives zeros, and both draw the same nothing: as fast as any.
-    ours, theirs = UNet(1, 28, **network).eval(), unet2d(network, 1, 28).eval()
-    process = DDPM(linear_beta(T)).to(device)
-    pipelines: dict[str, Any] = {
-        "DDPM": DDPMPipeline(theirs, DDPMScheduler(T)),
-        "DDIM": DDIMPipeline(theirs, DDIMScheduler(T)),
-    }
-    for pipeline in pipelines.values():
-        pipeline.set_progress_bar_config(disable=True)
-
-    def lesson(sampler: str) -> Tensor:
-        x_T = torch.randn(num_samples, 1, 28, 28, device=device)
-        if sampler == "DDIM":
-            return ddim_sample(ours, process, x_T, few).cpu()
-        return process.sample(ours, x_T).cpu()
-
-    def library(sampler: str) -> Any:
-        steps = few if sampler == "DDIM" else num_steps
-        return pipelines[sampler](num_samples, num_inference_steps=steps, output_type="np")
-
-    def one(draw: Callable[[str], object], sampler: str, precision: Any, layout: str) -> None:
-        for model in (ours, theirs):
-            model.to(device).to(memory_format=formats[layout])
-        with torch.no_grad(), autocast(device, precision):
-            draw(sampler)
-
-    result: dict[str, Any] = {}
-    for sampler, steps in (("DDPM", num_steps), ("DDIM", few)):
-        tasks = {
-            (name, precision, layout): partial(one, draw, sampler, precision, layout)
-            for name, draw in (("lesson 5", lesson), ("diffusers", library))
-            for precision in PRECISIONS
-            for layout in formats
-        }
-        times = in_turn(tasks, repeats, f"{sampler}, {steps} steps")
-        result[f"{sampler}, {steps} steps"] = compared(times, num_samples)
-    return result
 
 
 def report(result: Mapping[str, Any]) -> str:

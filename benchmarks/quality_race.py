@@ -108,7 +108,7 @@ def main(
         rows[name] = from_uint8(levels[:10])
         result[name] = figures
         print(
-            f"FID {figures['fid']:.2f} (real images {real['fid']:.2f}), {figures['steps']:,} steps "
+            f"FID {figures['fid']:.3g} (real images {real['fid']:.3g}), {figures['steps']:,} steps "
             f"of {figures['batch_size']} in {figures['seconds']:.0f} s"
         )
         save_rows(folder / "race.png", rows)

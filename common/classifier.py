@@ -4,6 +4,9 @@ What Inception's features are to photographs, these are to digits: Inception has
 The file beside this one is shipped; its sum is checked whenever it is loaded. It was made by
 
     python -m common.classifier
+
+with these defaults: 12 epochs of MNIST's 60,000 training images, seed 0, bfloat16; 7 minutes of one
+core of an AMD EPYC. In float32 it has 99.62 % of the 10,000 test images right.
 """
 
 import hashlib
@@ -21,7 +24,7 @@ from common.images import from_uint8
 from common.run import check
 
 FILE = Path(__file__).with_name("classifier.pt")
-SHA256 = "e207d0cc97f90027101c2dcc0241aa7eb05f889cf7fd89ebe8f2e7ae4804da86"
+SHA256 = "39a03a89a6e9eb5b72ae8c226ede7d14977e5356b1746754a6fadaaba248586f"
 
 
 class Classifier(nn.Module):
@@ -29,19 +32,19 @@ class Classifier(nn.Module):
 
     Args:
         channels: of each level; a level halves the size.
-        num_features: of the last layer but one.
-        dropout: of these features, while training.
+        num_hidden: features of the last layer but one.
+        dropout: of these, while training.
     """
 
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64),
-        num_features: int = 64,
+        num_hidden: int = 64,
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.channels = list(channels)
+        self.channels, self.num_hidden = list(channels), num_hidden
+        self.num_features = self.channels[-1]
         layers: list[nn.Module] = []
         before = 1
         for width in channels:
@@ -49,20 +52,23 @@ class Classifier(nn.Module):
             before = width
         self.convolutions = nn.Sequential(*layers)
         size = 28 // 2 ** len(channels)
-        self.hidden = nn.Linear(before * size * size, num_features)
+        self.hidden = nn.Linear(before * size * size, num_hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(num_features, 10)
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, num_features)"""
-        return self.hidden(self.convolutions(images).flatten(1))
-
-    def odds(self, features: Tensor) -> Tensor:
-        """What the features say: log-odds (B, 10)."""
-        return self.out(self.dropout(F.relu(features)))
+        self.out = nn.Linear(num_hidden, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.odds(self.features(images))
+        return self.features_and_odds(images)[1]
+
+    def features_and_odds(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, num_features), the means of the last convolution's maps, as with Inception; and the
+        log-odds (B, 10).
+
+        The hidden layer after it would not do: there each digit is nearly one point, and a distance
+        between sets of images would tell little more than how many there are of each.
+        """
+        maps = self.convolutions(images)
+        hidden = F.relu(self.hidden(maps.flatten(1)))
+        return maps.mean((2, 3)), self.out(self.dropout(hidden))
 
 
 def convolution(before: int, after: int) -> tuple[nn.Module, ...]:
@@ -89,10 +95,11 @@ def look(model: Classifier, levels: Tensor) -> tuple[Tensor, Tensor]:
     device = model.out.weight.device
     features, probabilities = [], []
     with autocast(device, "float32"):
-        for batch in levels.split(500):
-            h = model.features(from_uint8(batch.to(device)))
-            features.append(h.double().cpu())
-            probabilities.append(model.odds(h).softmax(1).cpu())
+        batches = levels.split(500)
+        for batch in tqdm(batches, "classifier", leave=False, disable=len(batches) < 10):
+            means, odds = model.features_and_odds(from_uint8(batch.to(device)))
+            features.append(means.double().cpu())
+            probabilities.append(odds.softmax(1).cpu())
     return torch.cat(features), torch.cat(probabilities)
 
 
@@ -169,7 +176,7 @@ def main(
 
 def save(path: Path, model: Classifier, data: mnist.Images, steps: int) -> None:
     """Write the small file, and say what it can."""
-    network = {"channels": model.channels, "num_features": model.num_features}
+    network = {"channels": model.channels, "num_hidden": model.num_hidden}
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     content = {"lesson": "common.classifier", "config": {"network": network}}
     checkpoint.save(path, {**content, "dataset": data.name, "step": steps, "ema": weights})

@@ -191,9 +191,10 @@ def columns(result: Mapping[str, Any]) -> dict[str, str]:
     return {
         "steps": shown(result["num_steps"], ","),
         "samples": shown(result["num_samples"], ","),
-        "FID": shown(result["fid"], ".2f"),
-        "real": shown(real["fid"], ".2f"),
-        "ratio": shown(result["fid"] / real["fid"], ".2f"),
+        "FID": shown(result["fid"], ".3g"),
+        "real": shown(real["fid"], ".3g"),
+        "ratio": shown(result["fid"] / real["fid"], ".3g"),
+        "FID of 500": shown(result["fid_500"], ".3g"),
         "sure": shown(result["share_sure"], ".1%"),
         "as asked": shown(result["agreement"], ".1%"),
         "balance": shown(result["class_balance_bits"], ".3f"),

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
 
 from common import classifier, mnist
 from common.errors import UserError
 
 SURE = 0.95  # the least probability of one digit at which the classifier counts as sure
+FEW = 500  # of the samples, for a distance that compares with rows of fewer samples
 DRAWS = 5  # of real images, where there are enough, for the figure that real images get
 
 
@@ -86,7 +88,9 @@ def nearest(levels: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
     half_norm = 0.5 * (y**2).sum(1)
     # |x - y|² is least where |y|²/2 - xᵀy is; the distance itself is then computed without
     # cancellation, so that a copy has exactly 0.
-    index = torch.cat([(half_norm - some @ y.T).argmin(1) for some in x.split(250)])
+    batches = x.split(250)
+    bar = tqdm(batches, "nearest training image", leave=False, disable=len(batches) < 5)
+    index = torch.cat([(half_norm - some @ y.T).argmin(1) for some in bar])
     return (x - y[index]).norm(dim=1), index
 
 
@@ -114,6 +118,7 @@ class Reference:
         agree = None if digits is None else (likeliest.indices == digits).double().mean().item()
         return {
             "fid": fid(features, self.features),
+            "fid_500": fid(features[:FEW], self.features) if len(features) >= FEW else None,
             "share_sure": (likeliest.values >= SURE).double().mean().item(),
             "class_balance_bits": entropy_bits(likeliest.indices),
             "agreement": agree,
@@ -134,7 +139,10 @@ class Reference:
         order = shuffled(len(self.data.train))
         draws = [d for d in order.split(count)[:DRAWS] if len(d) == count]
         rows = [self.figures(self.data.train[d], self.data.train_labels[d]) for d in draws]
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        means = {
+            key: None if first is None else sum(row[key] for row in rows) / len(rows)
+            for key, first in rows[0].items()
+        }
         distances = torch.tensor([row["fid"] for row in rows])
         deviation = distances.std().item() if len(rows) > 1 else None
         away, _ = nearest(self.test[:count], self.data.train)

@@ -53,23 +53,9 @@ class Subject:
         self.conditional = self.conditions is not None
         if guidance != 1 and not self.conditional:
             raise UserError(f"{name} knows no conditions: leave out --guidance")
-        T = process.num_timesteps
-        if sampler == "ddpm":
-            if num_steps not in (None, T):
-                raise UserError(
-                    f"--sampler ddpm takes all {T:,} steps: leave out --num_steps, or take "
-                    "--sampler ddim or strided"
-                )
-            num_steps = T
-        else:
-            num_steps = min(50, T) if num_steps is None else num_steps
-            check(lambda value: 1 <= value <= T, f"from 1 to {T:,}", num_steps=num_steps)
-        needed = {"ddpm": "sample", "ddim": "predict_x0", "strided": "strided"}[sampler]
-        if not hasattr(process, needed):
-            raise UserError(f"{name} cannot be sampled by {sampler}: take another --sampler")
-        self.steps = num_steps
+        self.steps = steps_of(process, sampler, num_steps, name)
         process = process.to(device)
-        self.process = process.strided(num_steps) if sampler == "strided" else process
+        self.process = process.strided(self.steps) if sampler == "strided" else process
         self.model = model.to(device).to(memory_format=torch.channels_last)
 
     def network(self, digits: Tensor, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -103,6 +89,24 @@ class Subject:
         decoder = bits.terms[:, 0]
         kl = bits.total - bits.prior - decoder
         return {"total": bits.total, "prior": bits.prior, "kl": kl, "decoder": decoder}
+
+
+def steps_of(process: Any, sampler: Sampler, num_steps: int | None, name: str) -> int:
+    """How often the network is asked for a sample; refuses what this process cannot do."""
+    needed = {"ddpm": "sample", "ddim": "predict_x0", "strided": "strided"}[sampler]
+    if not hasattr(process, needed):
+        raise UserError(f"{name} cannot be sampled by {sampler}: take another --sampler")
+    T = process.num_timesteps
+    if sampler != "ddpm":
+        num_steps = min(50, T) if num_steps is None else num_steps
+        check(lambda value: 1 <= value <= T, f"from 1 to {T:,}", num_steps=num_steps)
+        return num_steps
+    if num_steps not in (None, T):
+        raise UserError(
+            f"--sampler ddpm takes all {T:,} steps: leave out --num_steps, or take --sampler ddim "
+            "or strided"
+        )
+    return T
 
 
 def estimate_noise(network: Callable[..., Tensor], xt: Tensor, t: Tensor) -> Tensor:

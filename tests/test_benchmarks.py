@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import bench, contenders, scoreboard
+from benchmarks import bench, contenders, parts, scoreboard, timing
 from common import cli, lessons, mnist
 from common.errors import UserError
 from common.metrics import Reference
@@ -26,7 +26,7 @@ NETWORK = {
 @pytest.fixture
 def tiny(monkeypatch) -> None:
     """Every preset's network is a small one."""
-    for module in (contenders, bench):
+    for module in (bench, parts):
         monkeypatch.setattr(module, "preset", lambda name: NETWORK)
 
 
@@ -166,13 +166,13 @@ def test_every_contender_trains_and_steps_back():
 
 def test_times_are_medians_taken_in_turn(monkeypatch):
     order, clock = [], iter(range(10**6))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     tasks = {name: lambda name=name: order.append(name) for name in "ab"}
-    assert bench.in_turn(tasks, 3, "") == {"a": 1, "b": 1}
+    assert timing.in_turn(tasks, 3, "") == {"a": 1, "b": 1}
     assert order == list("abababab")
     times = {("lesson 5", "float32", "x"): 2.0, ("lesson 5", "bfloat16", "x"): 1.0}
     times |= {("other", "float32", "x"): 3.0, ("other", "bfloat16", "x"): 4.0}
-    result = bench.compared(times, 8)
+    result = timing.compared(times, 8)
     assert result["ratio"]["other, best"] == 3.0  # their best is float32
     assert result["ratio"]["other, bfloat16"] == 4.0
     assert result["images_per_second"]["lesson 5, bfloat16, x"] == 8.0
@@ -183,7 +183,7 @@ def test_the_bench_writes_its_report(tmp_path):
     pytest.importorskip("diffusers")
     pytest.importorskip("denoising_diffusion_pytorch")
     flags = ["--batch_size", "2", "--repeats", "1", "--whole_repeats", "1", "--num_samples", "1"]
-    flags += ["--num_steps", "20", "--device", "cpu", "--output_dir", str(tmp_path)]
+    flags += ["--num_steps", "25", "--device", "cpu", "--output_dir", str(tmp_path)]
     parts = ["--parts", "training", "sampling", "bookkeeping", "whole"]
     cli.run(bench.main, [*flags, *parts])
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -191,7 +191,7 @@ def test_the_bench_writes_its_report(tmp_path):
     for part in (result["training"], result["sampling"], *result["whole"].values()):
         assert all(math.isfinite(ratio) for ratio in part["ratio"].values())
     assert len(result["training"]["images_per_second"]) == 12
-    assert set(result["whole"]) == {"DDPM, 20 steps", "DDIM, 1 steps"}
+    assert set(result["whole"]) == {"DDPM, 25 steps", "DDIM, 1 steps"}
     assert all(0 < share < 1 for share in result["bookkeeping"].values())
     text = (tmp_path / "bench.md").read_text()
     assert "| diffusers, best |" in text

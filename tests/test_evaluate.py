@@ -16,6 +16,8 @@ from common import checkpoint, classifier, cli, evaluate, lessons, mnist, subjec
 from common.errors import UserError
 from common.images import from_uint8, to_uint8
 from common.metrics import Reference, entropy_bits, fid, nearest, precision_recall
+from lesson_02.dpm import DPM, Pair, erasing_beta
+from lesson_02.network import ConvDense
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder
@@ -27,7 +29,7 @@ T = 24
 FIELDS = {
     *("lesson", "checkpoint_sha256", "training_steps", "parameters", "dataset"),
     *("sampler", "num_steps", "guidance", "num_samples", "seed", "arithmetic", "device"),
-    *("fid", "share_sure", "class_balance_bits", "agreement", "precision", "recall"),
+    *("fid", "fid_500", "share_sure", "class_balance_bits", "agreement", "precision", "recall"),
     *("nearest_median", "nearest_least", "real", "bits_per_dim", "num_images", "num_terms"),
     *("seconds_per_sample", "reference", "classifier_sha256", "classifier_accuracy", "sure_from"),
     *("commit", "versions", "hardware"),
@@ -50,6 +52,11 @@ def tiny(lesson: str) -> tuple[nn.Module, dict[str, object]]:
     network |= {"attention_resolutions": [7], "num_groups": 1, "dropout": 0.5}
     network |= {"image_channels": 1, "image_size": 28}
     config: dict[str, object] = {"network": network, "num_timesteps": T}
+    if lesson == "lesson_02":
+        network = {"num_timesteps": T, "conv_channels": 2, "dense_channels": 3}
+        config |= {"network": {"image_channels": 1, "image_size": 28, **network}}
+        config |= {"learned_beta": False, "data_mean": 33.3, "data_std": 78.6}
+        return Pair(ConvDense(**network), DPM(erasing_beta(T))), config
     if lesson == "lesson_09":
         network["learned_variance"] = True
         config |= {"schedule": "cosine", "variance": "learned"}
@@ -68,7 +75,7 @@ def tiny(lesson: str) -> tuple[nn.Module, dict[str, object]]:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A file a lesson, with a small random network in it."""
     folder, files = tmp_path_factory.mktemp("checkpoints"), {}
-    for lesson in lessons.LESSONS:
+    for lesson in lessons.EVERY:
         torch.manual_seed(1)
         model, config = tiny(lesson)
         with torch.no_grad():
@@ -106,16 +113,17 @@ def test_the_classifier_knows_digits(real_mnist):
     assert classifier.accuracy(model, real_mnist.test, real_mnist.test_labels) > 0.994
 
 
-def test_features_are_what_the_answers_are_made_of(digits):
+def test_the_classifier_answers_with_what_its_last_convolution_sees(digits):
     model = classifier.load()
     assert not model.training
     features, probabilities = classifier.look(model, digits.test[:7])
     assert features.shape == (7, model.num_features)
     assert features.dtype == torch.float64
     with torch.no_grad():
-        answers = model(from_uint8(digits.test[:7])).softmax(1)
-        torch.testing.assert_close(model.odds(features.float()).softmax(1), answers)
-    torch.testing.assert_close(probabilities, answers)
+        images = from_uint8(digits.test[:7])
+        torch.testing.assert_close(model(images).softmax(1), probabilities)
+        maps = model.convolutions(images)
+    torch.testing.assert_close(features, maps.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
 # The figures
@@ -230,6 +238,8 @@ def test_the_figures_of_real_images_are_means_over_disjoint_draws(reference):
     assert many["fid"] > few["fid"] > 0  # fewer images: a distance that is more too large
     assert many["fid_deviation"] > 0
     assert 0 < many["nearest_least"] <= many["nearest_median"]
+    assert many["fid_500"] is None  # of fewer than 500 images
+    assert few["fid_500"] > few["fid"]
     with pytest.raises(UserError, match="num_samples is 1,501: take at most 1,500"):
         reference.real(1501)
 
@@ -244,8 +254,13 @@ def run(folder: Path, file: str, *words: str) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-SAMPLERS = [(name, "ddim") for name in lessons.LESSONS] + [("lesson_05", "ddpm")]
-SAMPLERS += [("lesson_05.class_conditional", "ddpm"), ("lesson_09", "strided")]
+SAMPLERS = [(name, "ddim") for name in lessons.LESSONS]
+SAMPLERS += [
+    ("lesson_02", "ddpm"),
+    ("lesson_05", "ddpm"),
+    ("lesson_05.class_conditional", "ddpm"),
+    ("lesson_09", "strided"),
+]
 
 
 @pytest.mark.parametrize(("lesson", "sampler"), SAMPLERS)
@@ -265,12 +280,15 @@ def test_every_lessons_checkpoint_is_measured(lesson, sampler, checkpoints, tmp_
     bits = result["bits_per_dim"]
     assert (bits is None) == (sampler == "ddim")
     if bits is not None:
-        whole = sum(bits[part]["mean"] for part in ("prior", "kl", "decoder"))
+        if lesson == "lesson_02":  # H(one level) of standardised data, less what the model knows
+            whole = math.log2(78.6) + 0.5 * math.log2(2 * math.pi * math.e) - bits["gain"]["mean"]
+        else:
+            whole = sum(bits[part]["mean"] for part in ("prior", "kl", "decoder"))
         assert bits["total"]["mean"] == pytest.approx(whole)
         assert bits["num_images"] == 2
     header, figures = capsys.readouterr().out.splitlines()[-3:-1]
     assert header.split()[:3] == ["steps", "samples", "FID"]
-    assert figures.split()[2] == f"{result['fid']:.2f}"
+    assert figures.split()[2] == f"{result['fid']:.3g}"
     for name in ("samples.png", "nearest.png"):
         assert (tmp_path / name).stat().st_size > 0
 
@@ -339,6 +357,7 @@ BAD = [
     ("lesson_05", ("--num_steps", "0"), "num_steps is 0: it must be from 1 to 24"),
     ("lesson_05", ("--num_steps", "25"), "num_steps is 25: it must be from 1 to 24"),
     ("lesson_05", ("--sampler", "ddpm", "--num_steps", "9"), "ddpm takes all 24 steps"),
+    ("lesson_02", (), "cannot be sampled by ddim: take another --sampler"),
     ("lesson_05", ("--sampler", "strided"), "cannot be sampled by strided"),
     ("lesson_05", ("--guidance", "2"), "knows no conditions: leave out --guidance"),
     ("lesson_05.class_conditional", ("--guidance", "-1"), "guidance is -1"),
@@ -348,7 +367,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("lesson", "words", "message"), BAD, ids=[" ".join(w) for _, w, _ in BAD])
+@pytest.mark.parametrize(
+    ("lesson", "words", "message"), BAD, ids=[" ".join([n, *w]) for n, w, _ in BAD]
+)
 @pytest.mark.usefixtures("one_reference")
 def test_bad_flags_are_one_line(lesson, words, message, checkpoints, tmp_path, capsys):
     assert message in fails(tmp_path, capsys, checkpoints[lesson], *words)
