@@ -38,6 +38,31 @@ def named(*names: str) -> dict[str, str]:
 
 # By lesson: the checkpoint, and what is made from it.
 RECIPES: dict[str, tuple[str, list[Recipe]]] = {
+    "lesson_02": (
+        "lesson_02/pretrained/mnist.pt",
+        [
+            Recipe("lesson_02.sample_mnist.main", {}, named("samples.png", "reverse.png")),
+            Recipe(
+                "lesson_02.sample_mnist.main",
+                {"inpaint": "left", "dataset": "mnist"},
+                named("inpainted.png"),
+            ),
+            Recipe(
+                "lesson_02.sample_mnist.main",
+                {"denoise": 0.5, "dataset": "mnist"},
+                named("denoised.png"),
+            ),
+            Recipe("lesson_02.swiss_roll.main", {}, named("swiss_roll.png")),
+            Recipe("bound", {"lesson": "lesson_02"}, named("bound.png")),
+            Recipe(
+                "lesson_02.break_it.main",
+                {},
+                named(
+                    "broken_no_noise.png", "broken_fixed_variance.png", "broken_late_evidence.png"
+                ),
+            ),
+        ],
+    ),
     "lesson_05": (
         "lesson_05/pretrained/mnist.pt",
         [
@@ -178,7 +203,16 @@ def losses(folder: Path, lesson: str) -> None:
     importlib.import_module(f"{lesson}.train_mnist").save_losses(folder)
 
 
-OWN = {"forward": forward, "losses": losses}
+def bound(folder: Path, lesson: str) -> None:
+    """The bound in the run that made the checkpoint, from the metrics.csv beside it."""
+    shutil.copyfile(ROOT / lesson / "pretrained" / "metrics.csv", folder / "metrics.csv")
+    scripts = importlib.import_module(f"{lesson}.sample_mnist")
+    process, *_ = scripts.load(scripts.SHIPPED)
+    save_bound = importlib.import_module(f"{lesson}.train_mnist").save_bound
+    save_bound(folder, process.ceiling(1).item())
+
+
+OWN = {"bound": bound, "forward": forward, "losses": losses}
 
 
 if __name__ == "__main__":

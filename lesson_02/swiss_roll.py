@@ -20,8 +20,8 @@ TURNS = (1.5 * math.pi, 4.5 * math.pi)  # the angle along the roll, which is its
 
 
 def main(
-    num_timesteps: int = 40,
-    num_units: int = 128,
+    num_timesteps: int = 100,
+    num_units: int = 64,
     beta_1: float = 0.001,
     learned_beta: bool = False,
     noise: float = 0.02,
@@ -186,7 +186,7 @@ def save_figure(path: Path, process: DPM, model: nn.Module, noise: float, count:
     back = {T: torch.randn_like(x0)}
     process.sample(model, back[T], on_step=back.__setitem__)
     figure, axes = plt.subplots(3, 3, figsize=(7.5, 7.8), layout="constrained")
-    for column, t in enumerate([1, (T + 1) // 2, T]):
+    for column, t in enumerate([1, (T + 2) // 3, T]):
         times = torch.full((count,), t, device=process.device)
         for row, points in enumerate([process.q_sample(x0, times, eps), back[t]]):
             axes[row, column].plot(*points.view(-1, 2).cpu().T, ".", markersize=1, color="C0")
