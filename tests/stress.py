@@ -8,7 +8,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -63,6 +62,14 @@ def train(folder: str, steps: int = 40, quiet: bool = True, **changes: Any) -> N
         num_samples=0,
         options=options,
     )
+
+
+def peak_memory() -> float:
+    """The most that this process has held so far, in MB."""
+    import resource  # not on Windows
+
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def lives() -> Any:
@@ -235,8 +242,7 @@ def files(count: int, folder: Path, seed: int = 0) -> dict[str, float]:
         result |= {f"{name} tried": len(lines), f"{name} valid": valid}
         print(f"{name}: {len(lines)} tried, {time.monotonic() - began:.0f} s", flush=True)
     assert not (Path.cwd() / "evil-was-here").exists()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    assert peak < 2, f"{peak} GB"
+    assert peak_memory() < 2000, f"{peak_memory()} MB"
     return result
 
 
@@ -261,6 +267,23 @@ def answers(
     return lines
 
 
+def processes(count: int, folder: Path) -> dict[str, float]:
+    """Gradients of 2 and of `count` processes; a run that two torchruns share; restarts."""
+    import test_processes as t
+
+    result = {}
+    for number in (2, count):
+        t.torchrun(folder / str(number), "gradients", "--nproc-per-node", str(number))
+        worst = t.check_gradients(folder / str(number), number)
+        result[f"largest difference of {number} processes' gradients"] = worst
+    two = t.two_machines(folder / "machines")
+    t.check_equal_to_one_process(two / "run", folder / "alone")
+    began = time.monotonic()
+    t.test_two_processes_do_what_one_does_and_survive_a_kill(folder)
+    killed, stopped = (float((folder / "two" / n).read_text()) for n in ("killed", "stopped"))
+    return {**result, "seconds to stop": stopped - killed, "all": time.monotonic() - began}
+
+
 def life(folder: Path, steps: int) -> None:
     """One run, its errors said as on a command line."""
 
@@ -272,8 +295,10 @@ def life(folder: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "files", "disk", "soak", "life"])
-    parser.add_argument("--count", type=int, default=200, help="kills, disks, files of a kind")
+    parser.add_argument("what", choices=["kills", "files", "disk", "soak", "processes", "life"])
+    parser.add_argument(
+        "--count", type=int, default=200, help="kills, disks, files of a kind, processes"
+    )
     parser.add_argument("--minutes", type=float, default=30, help="of the soak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="of a life")
@@ -287,13 +312,13 @@ def main() -> None:
             "kills": lambda: kills(words.count, Path(folder), words.seed),
             "disk": lambda: disk(words.count, Path(folder)),
             "soak": lambda: soak(words.minutes, Path(folder)),
+            "processes": lambda: processes(words.count, Path(folder)),
             "files": lambda: files(words.count, Path(folder), words.seed),
         }
         result = tasks[words.what]()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     for name, value in result.items():
         print(f"{name}: {value:.6g}")
-    print(f"{time.monotonic() - began:.0f} s, at most {peak:.0f} MB")
+    print(f"{time.monotonic() - began:.0f} s, at most {peak_memory():.0f} MB")
 
 
 if __name__ == "__main__":

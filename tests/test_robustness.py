@@ -5,7 +5,6 @@ The long forms are in stress.py.
 
 import csv
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -24,8 +23,9 @@ from test_common import Server, address, fails  # noqa: F401 (a fixture)
 from torch import nn
 
 from common import checkpoint, cli, download, folder, processes
+from common.ema import Ema
 from common.errors import UserError
-from common.run import Run
+from common.run import Run, RunOptions
 from lesson_05 import sample_mnist, train_mnist
 from lesson_05.ddpm import DDPM
 from lesson_05.unet import UNet
@@ -104,6 +104,60 @@ def test_a_second_ctrl_c_while_it_saves_does_no_harm(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path / "checkpoint_000002.pt")["step"] == 2
 
 
+def toy(place: Path, steps: int = 8, kill: tuple[int, int] = (0, 0), **options: object) -> list:
+    """A run of milliseconds; returns the numbers drawn while it looks. kill: step, signal."""
+    seen = []
+    settings = RunOptions(str(place), device="cpu", precision="float32", log_every=3, **options)
+    with Run(settings, place, "toy") as run:
+        model = nn.Linear(2, 1)
+        ema, optimizer = Ema(model, 0.9), torch.optim.Adam(model.parameters())
+        run.track({"batch_size": 4}, "none", model=model, ema=ema, optimizer=optimizer)
+        for step in run.steps(steps):
+            x = torch.randn(4, 2)
+            losses = (model(x)[:, 0] - x.sum(1)) ** 2
+            losses.mean().backward()
+            if run.record(losses, torch.ones(4, dtype=torch.int64), 4, drawn=x.mean()):
+                optimizer.step()
+                ema.update_parameters(model)
+            optimizer.zero_grad()
+            if run.due("log"):
+                with run.looking():
+                    seen.append(float(torch.rand(())))
+                    run.log(4, held_out=ema(torch.randn(4, 2)).mean())
+            if step == kill[0]:
+                os.kill(os.getpid(), kill[1])
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_then_resume_is_one_run(tmp_path, number):
+    """Weights, average, random numbers and rows of the log, of which later ones are dropped."""
+    toy(tmp_path / "whole")
+    parts = tmp_path / "parts"
+    with pytest.raises(SystemExit) as stopped:
+        toy(parts, kill=(6, number), checkpoint_every=2)
+    assert stopped.value.code == 128 + number
+    assert [path.stem[-1] for path in folder.saved(parts)] == ["4", "6"]
+    toy(parts, resume=str(parts / "checkpoint_000004.pt"))  # the row of step 6 is there already
+    name = "checkpoint_000008.pt"
+    one, other = (checkpoint.load(place / name) for place in (tmp_path / "whole", parts))
+    assert stress.same(one["ema"], other["ema"])
+    assert stress.same(one["training"], other["training"])
+    assert stress.rows(parts) == stress.rows(tmp_path / "whole")
+
+
+def test_looking_draws_the_same_numbers_each_time_and_none_of_the_runs(tmp_path):
+    seen = toy(tmp_path / "often")
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    before = torch.get_rng_state()
+    with Run(RunOptions(str(tmp_path / "one"), device="cpu"), tmp_path, "toy") as run:
+        torch.set_rng_state(before)
+        with run.looking():
+            torch.randn(9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_row_that_was_cut_off_is_dropped(tmp_path):
     log = tmp_path / "metrics.csv"
     for text, left in [
@@ -165,6 +219,7 @@ def stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path]
 
 
 def test_a_quota_in_the_middle_of_a_save(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="no quotas here")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -406,9 +461,9 @@ def test_a_config_that_claims_what_memory_cannot_hold(name, tmp_path):
     content = good_content()
     (content["config"][group] if group else content["config"])[key] = value
     (tmp_path / "file.pt").write_bytes(as_file(content))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = stress.peak_memory()
     assert said in strangers.read_checkpoint(tmp_path / "file.pt")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert stress.peak_memory() - before < 500
 
 
 def test_a_turned_bit_in_the_weights_is_found(tmp_path):
