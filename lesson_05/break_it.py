@@ -22,6 +22,7 @@ from common.images import save_rows, to_uint8
 from common.run import check
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
 from lesson_05.sample_mnist import SHIPPED, load
+from lesson_05.train_mnist import held_out_loss
 
 Break = Literal["noise_at_1", "no_clipping", "no_ema", "dropout_on"]
 
@@ -167,6 +168,10 @@ def no_ema(bench: Bench, num_training_steps: int) -> dict[str, Tensor]:
     for name, network in [("the average", ema), ("the network", model.eval())]:
         with autocast(bench.place, bench.precision):
             rows[name] = preview(bench.process, network, bench.noise(), 100)
+            torch.manual_seed(bench.seed)
+            with torch.no_grad():
+                loss = held_out_loss(bench.process, network, data.test)
+        print(f"{name}: loss on test images {loss:.4f}")
     return rows
 
 
