@@ -733,17 +733,30 @@ def test_what_is_loaded_is_the_average_and_its_data(tiny):
 
 
 def test_dequantisation_can_be_left_out(tmp_path, monkeypatch):
+    """In batches of one; then, with it, on images of three channels."""
     flags = []
     encode = Standard.encode
     monkeypatch.setattr(
         Standard, "encode", lambda self, x, d=True: flags.append(d) or encode(self, x, d)
     )
-    train(tmp_path / "without", dequantize=False, num_samples=0)
+    train(tmp_path / "without", dequantize=False, num_samples=0, batch_size=1)
     assert flags.count(False) > 4
     assert flags[:4] == [False] * 4
     flags.clear()
-    train(tmp_path / "with", num_samples=0)
+    grey = mnist.load("digits")
+    colour = mnist.Images(
+        "colour",
+        grey.train.repeat(1, 3, 1, 1),
+        grey.train_labels,
+        grey.test.repeat(1, 3, 1, 1),
+        grey.test_labels,
+    )
+    monkeypatch.setattr(mnist, "load", lambda *_: colour)
+    train(tmp_path / "with", num_samples=1)
     assert all(flags)
+    with Image.open(tmp_path / "with" / "samples.png") as image:
+        pixels = torch.from_numpy(np.asarray(image).astype(int))
+    assert (pixels[..., 0] != pixels[..., 1]).any()
 
 
 def sample(file: Path, folder: Path, **flags: object) -> None:
