@@ -36,6 +36,13 @@ def named(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
+LABORATORY: dict[str, dict[str, Any]] = {
+    "eta": {"steps": [10, 50], "prompts": list("01234567")},
+    "consistency": {"prompts": list("01234567")},
+    "interpolation": {"num_samples": 4},
+    "reconstruction": {"dataset": "mnist"},
+}
+
 # By lesson: the checkpoint, and what is made from it.
 RECIPES: dict[str, tuple[str, list[Recipe]]] = {
     "lesson_02": (
@@ -100,13 +107,8 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 named("conditional.png", "prompts.txt", "unconditional.png"),
             ),
             *(
-                Recipe("lesson_06.laboratory.main", {"figure": name} | more, named(f"{name}.png"))
-                for name, more in [
-                    ("eta", {"steps": [10, 50], "prompts": list("01234567")}),
-                    ("consistency", {"prompts": list("01234567")}),
-                    ("interpolation", {"num_samples": 4}),
-                    ("reconstruction", {"dataset": "mnist"}),
-                ]
+                Recipe("lesson_06.laboratory.main", {"figure": name, **more}, named(f"{name}.png"))
+                for name, more in LABORATORY.items()
             ),
             Recipe(
                 "lesson_06.break_it.main",
