@@ -40,6 +40,7 @@ stress: .venv/tested  ## kill, fill up, fuzz and soak: hours, on a machine that 
 	$(BIN)/python tests/stress.py kills --count 200
 	$(BIN)/python tests/stress.py files --count 10000
 	$(BIN)/python tests/stress.py disk --count 10  # makes small disks: needs root
+	$(BIN)/python tests/stress.py processes --count 4
 	$(BIN)/python tests/stress.py soak --minutes 30
 
 # OLDEST and NEWEST are the Pythons to try; the packages are the oldest allowed, and the newest.

@@ -71,6 +71,7 @@ def gradients(folder: Path) -> None:
     cpu = torch.device("cpu")
     processes.join(cpu)
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)  # so that what is left is not rounding
     process, improved = DDPM(linear_beta(T)), ImprovedDDPM(cosine_beta(T))
     prompts = tokenize(PROMPTS)
 
@@ -90,6 +91,7 @@ def gradients(folder: Path) -> None:
     lines = []
     for name, (model, loss) in networks.items():
         scale = nn.Parameter(torch.tensor(0.9))
+        model.time.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
         for parameter in model.parameters():
             if not parameter.any():  # zero at first, so that layers before it have no gradient
                 nn.init.normal_(parameter, std=0.02)
@@ -103,8 +105,17 @@ def gradients(folder: Path) -> None:
             many = gradient(same, scale, loss(same, share, scale * x0, t, eps))
             error, largest = (many - alone).abs().max(), alone.abs().max()
             lines.append(f"{name},{B},{parts},{error:.3g},{largest:.3g}")
+    dropping = processes.Share(UNet(**{**NETWORK, "dropout": 0.5}), cpu)
+    for parameter in dropping.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    before = torch.get_rng_state()
+    out = dropping(torch.ones(4, 1, 28, 28), torch.ones(4, dtype=torch.int64))
+    assert torch.equal(torch.get_rng_state(), before), "the common random numbers were used"
+    other = 4 // processes.count()  # the first image of the next process
+    assert not torch.equal(out[0], out[other]), "two processes dropped the same features"
     (folder / f"gradients_{processes.rank()}").write_text("\n".join(lines))
     processes.leave()
+    torch.set_default_dtype(torch.float32)
 
 
 def gradient(model: nn.Module, scale: Tensor, losses: Tensor) -> Tensor:
@@ -115,8 +126,9 @@ def gradient(model: nn.Module, scale: Tensor, losses: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
-def training(folder: Path, killed: bool = False) -> None:
-    """Lesson 9's training; its state at the end, and which files each process opened to write.
+def training(folder: Path, name: str, killed: bool = False) -> None:
+    """Lesson 9's training into folder/name; the state of each process at its end, and what it
+    opened to write, into NAME_RANK_LIFE.
 
     killed: process 1 has no time to say goodbye at step 8 of its first life.
     """
@@ -127,7 +139,8 @@ def training(folder: Path, killed: bool = False) -> None:
 
     life = int((folder / "killed").exists())
     tracked: dict[str, Any] = {}
-    track, update, steps = Run.track, Ema.update_parameters, iter(range(1, 100))
+    written: list[str] = []
+    track, update, leave, steps = Run.track, Ema.update_parameters, processes.leave, iter(range(99))
 
     def track_and_keep(self: Run, config: dict[str, Any], dataset: str, **state: Any) -> None:
         tracked.update(state)
@@ -135,37 +148,49 @@ def training(folder: Path, killed: bool = False) -> None:
 
     def update_and_die(self: Ema, model: nn.Module) -> None:
         update(self, model)
-        if killed and processes.rank() == 1 and life == 0 and next(steps) == 8:
+        if killed and processes.rank() == 1 and life == 0 and next(steps) == 7:
             (folder / "killed").write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(event: str, arguments: tuple) -> None:
-        if event == "open" and str(folder) in str(arguments[0]) and "w" in str(arguments[1]):
+        if event == "open" and str(folder / name) in str(arguments[0]) and "w" in str(arguments[1]):
             written.append(str(arguments[0]))
 
     def leave_a_note() -> None:
         """At the end of the training, before process 0 goes on alone."""
         memory = io.BytesIO()
-        state = {name: part.state_dict() for name, part in tracked.items()}
+        state = {part: value.state_dict() for part, value in tracked.items()}
         torch.save([state, torch.get_rng_state()], memory)
         sums = hashlib.sha256(memory.getvalue()).hexdigest()
-        name = f"{folder.name}_{processes.rank()}_{life}"
-        (folder.parent / name).write_text("\n".join([sums, *written]))
+        note = folder / f"{name}_{processes.rank()}_{life}"
+        note.write_text("\n".join([sums, *written]))
         leave()
 
-    written: list[str] = []
-    leave = processes.leave
     sys.addaudithook(watch)
     Run.track, Ema.update_parameters, processes.leave = track_and_keep, update_and_die, leave_a_note
-    words = [*FLAGS, "--output_dir", str(folder / "run")]
     try:
+        words = [*FLAGS, "--output_dir", str(folder / name)]
         cli.run(train_mnist.main, words, presets=True, network=UNet9)
     except SystemExit as end:
         if end.code:
             (folder / "stopped").write_text(str(time.time()))
-        raise
+            raise
+    finally:
+        Run.track, Ema.update_parameters, processes.leave = track, update, leave
+
+
+def main() -> None:
+    folder, task = Path(sys.argv[1]), sys.argv[2]
+    if task == "gradients":
+        gradients(folder)
+    elif task == "training":
+        training(folder, "run")
+    else:  # all, with as few starts of processes as can be
+        if not (folder / "killed").exists():
+            gradients(folder)
+        training(folder, "run", killed=True)
+        training(folder, "undisturbed")
 
 
 if __name__ == "__main__":
-    place, task = Path(sys.argv[1]), sys.argv[2]
-    gradients(place) if task == "gradients" else training(place, task == "killed")
+    main()
