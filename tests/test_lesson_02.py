@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common import checkpoint, mnist
 from common.errors import UserError
+from common.images import save_grid
 from common.run import RunOptions
 from lesson_02 import break_it, parzen, sample_mnist, swiss_roll, train_mnist
 from lesson_02.dpm import (
@@ -496,6 +497,17 @@ def test_the_time_enters_by_the_bumps_alone():
     assert rank >= 9
 
 
+def test_each_coefficient_is_mixed_by_its_bump():
+    network = ConvDense(2, 28, 40, **QUICK)
+    bias = torch.randn(4, 10)
+    network.readouts[-1].bias.data.copy_(bias.flatten())
+    t = torch.tensor([1, 2, 17, 40])
+    with torch.no_grad():
+        out = network(torch.randn(4, 2, 28, 28), t)
+    expected = bumps(40)[t] @ bias.T
+    assert torch.allclose(out, expected[:, :, None, None].expand_as(out), atol=1e-5)
+
+
 def test_scales_keep_the_size_of_what_passes_through():
     for num_scales in (1, 2, 3):
         h = torch.randn(8, 4, 28, 28)
@@ -678,13 +690,18 @@ def test_a_run_leaves_its_files_and_both_bounds(tiny):
 
 
 def test_training_raises_the_bound(tmp_path):
-    """From 0, that of the forward process, on images it has not seen."""
+    """From 0, that of the forward process. Previews show the averaged network."""
     settings = {"num_training_steps": 150, "batch_size": 32, "log_every": 150, "num_samples": 0}
     train(tmp_path, **settings, learning_rate=3e-3, ema_decay=0.9, checkpoint_every=150)
     header, row = (tmp_path / "metrics.csv").read_text().splitlines()
     values = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
     assert values["k_minus_null_test"] > 0.4
     assert values["k_minus_null_test"] < 0.5 * math.log2(1 / erasing_beta(20)[0].item())
+    process, network, content = sample_mnist.load(str(tmp_path / "checkpoint_000150.pt"))
+    torch.manual_seed(1)
+    samples = process.sample(network, torch.randn(2, 1, 28, 28))
+    save_grid(tmp_path / "again.png", sample_mnist.to_images(content, samples))
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples_000150.png").read_bytes()
 
 
 def test_resume_with_learned_rates_is_bit_exact(tmp_path, monkeypatch, capsys):
