@@ -32,6 +32,7 @@ from lesson_05 import train_mnist
 from lesson_05.sample_mnist import load
 from lesson_06.ddim import ddim_sample
 
+FEW = 20  # steps that tell the speed of lesson 5
 Draw = Callable[[int], Tensor]  # so many images in [-1, 1]
 
 
@@ -147,11 +148,10 @@ def lesson_5(terms: Terms) -> tuple[Draw, dict[str, Any]]:
         train_mnist.main(**{**flags, "num_training_steps": steps}, options=options)
         return time.perf_counter() - start
 
-    few = 20
-    train("first", few, few)
-    fixed, more = train("few", few, few), train("more", 3 * few, 3 * few)
-    rate = max(more - fixed, 1e-9) / (2 * few)  # of a step, without what a run does once
-    steps = max(few, round((terms.seconds - fixed) / rate) + few)
+    train("first", FEW, FEW)
+    fixed, more = train("few", FEW, FEW), train("more", 3 * FEW, 3 * FEW)
+    rate = max(more - fixed, 1e-9) / (2 * FEW)  # of a step, without what a run does once
+    steps = max(FEW, round((terms.seconds - fixed) / rate) + FEW)
     seconds = train("run", steps, max(500, steps // 10))
     process, model, _ = load(str(saved(terms.folder / "run")[-1]))
     process = process.to(terms.device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ NETWORK = {
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
-    """Every preset's network is a small one."""
+    """Every preset's network is a small one, and so are the matrices."""
+    monkeypatch.setattr(bench, "matrix_peak", partial(bench.matrix_peak, size=256))
     for module in (bench, parts):
         monkeypatch.setattr(module, "preset", lambda name: NETWORK)
 
@@ -203,17 +205,20 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert 0.1 < bench.peak("lesson 5", "laptop", 1, "cpu", 1) < 64
 
 
-def test_a_race_trains_three_and_shows_them_side_by_side(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.utils.data")
+def test_a_race_trains_three_and_shows_them_side_by_side(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     pytest.importorskip("denoising_diffusion_pytorch")
     from benchmarks import quality_race
 
+    monkeypatch.setattr(quality_race, "FEW", 2)
+    small = {"channels": 4, "multipliers": [1, 1, 1], "attention_resolutions": [7]}
     quality_race.main(
         minutes=0.01,
         num_samples=65,
         num_steps=2,
         dataset="digits",
-        network=NETWORK,
+        network={**NETWORK, **small},
         output_dir=str(tmp_path),
         device="cpu",
     )
