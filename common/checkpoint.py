@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.archive import Damaged, at_most, check_archive, check_sizes, check_values
 from common.download import SILENCE, download
-from common.errors import UserError
+from common.errors import UserError, printable
 
 FORMAT = 1
 TIMEOUT = SILENCE
@@ -154,9 +154,7 @@ def must_fit(source: str | Path) -> Iterator[None]:
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says, which may hold words from the file, in one printable line."""
-    words = " ".join(str(error).split())[:200] or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in words)
+    return printable(error)[:200] or type(error).__name__
 
 
 def make_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser
 
 from common import checkpoint, processes
 from common.device import pick_device
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.folder import find_checkpoint, saved
 
 
@@ -53,7 +53,7 @@ def run(
         call(main, words, presets, groups)
     except (UserError, OSError) as error:
         which = f"process {processes.rank()}: " if processes.rank() > 0 else ""
-        print(f"{which}error: {error}", file=sys.stderr)
+        print(f"{which}error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -145,11 +145,11 @@ def changed_content(draw: st.DrawFn) -> bytes:
             del part[key]
         elif kind == "rename":
             part[draw(st.one_of(st.text(max_size=5), st.integers(0, 3)))] = part.pop(key)
-        elif kind == "shape" and isinstance(value, torch.Tensor):
+        elif kind == "shape" and isinstance(value, torch.Tensor) and not value.is_sparse:
             part[key] = draw(
                 st.sampled_from([value.flatten(), value[None], value[:0] if value.ndim else value])
             )
-        elif kind == "dtype" and isinstance(value, torch.Tensor):
+        elif kind == "dtype" and isinstance(value, torch.Tensor) and not value.is_sparse:
             kinds = [torch.float16, torch.int64, torch.bool, torch.complex64, torch.float64]
             part[key] = value.to(draw(st.sampled_from(kinds)))
         else:
@@ -358,6 +358,7 @@ YAMLS = [
     b"? [1, 2]\n: 3\n",
     b"batch_size: .nan\nlearning_rate: .inf\n",
     b"1: 2\nnull: 3\n",
+    b'"\\e[31m": 1\n',
 ]
 
 

@@ -194,7 +194,7 @@ def disk(count: int, folder: Path) -> dict[str, float]:
     """Runs on disks of `count` sizes, all too small: one line each, and what was saved loads."""
     full = loaded = 0
     for number in range(count):
-        with small_disk(folder / f"disk_{number}", 100 + 40 * number) as place:
+        with small_disk(folder / f"disk_{number}", 150 + 650 * number // count) as place:
             words = [sys.executable, __file__, "life", "--folder", str(place / "run")]
             life = subprocess.run(words, capture_output=True, text=True, check=False)
             last = life.stderr.strip().splitlines()[-1]
@@ -258,6 +258,7 @@ def answers(
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
     )
     @hypothesis.given(strategy)
     def one(data: Any) -> None:
