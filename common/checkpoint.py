@@ -146,7 +146,7 @@ def must_fit(source: str | Path) -> Iterator[None]:
         with at_most(path.stat().st_size // 2):  # a weight takes two bytes at least
             yield
     except UserError as error:
-        raise UserError(f"{source} is damaged: {error}") from None
+        raise UserError(f"{source} is damaged: {printable(error)}") from None
     except FAILURES as error:
         raise UserError(
             f"{source} is damaged: its config and weights do not fit ({in_a_line(error)})"

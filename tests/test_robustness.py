@@ -77,8 +77,8 @@ def test_a_save_that_is_cut_off_anywhere_leaves_a_whole_checkpoint(tmp_path, mon
 
 
 def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
-    result = stress.kills(3, tmp_path, seed=1, steps=12)
-    assert result["kills"] >= 3
+    result = stress.kills(2, tmp_path, seed=1, steps=8)
+    assert result["kills"] >= 2
 
 
 def test_a_second_ctrl_c_while_it_saves_does_no_harm(tmp_path, monkeypatch):
@@ -452,6 +452,7 @@ CLAIMS = {
     "times": (None, "num_timesteps", 10**11, "num_timesteps is"),
     "pixels": ("network", "image_size", 10**9, "image_size is"),
     "nothing": (None, "network", None, "do not fit"),
+    "letters": ("network", "attention_resolutions", "x" * 10**5, "is damaged"),
 }
 
 
