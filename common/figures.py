@@ -88,6 +88,21 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             ),
         ],
     ),
+    "lesson_05/class_conditional": (
+        "lesson_05/class_conditional/pretrained/mnist.pt",
+        [
+            Recipe("lesson_05.class_conditional.sample_mnist.main", {}, named("samples.png")),
+            Recipe(
+                "lesson_05.class_conditional.break_it.main",
+                {},
+                named(
+                    "broken_too_insistent.png",
+                    "broken_never_dropped.png",
+                    "broken_no_difference.png",
+                ),
+            ),
+        ],
+    ),
     "lesson_05/text_to_image": (
         "lesson_06/pretrained/text_to_image.pt",
         [

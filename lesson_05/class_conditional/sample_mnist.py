@@ -15,9 +15,11 @@ from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.guidance import in_turn, sample_each
 
+SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
+
 
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     labels: list[int] | None = None,
     guidance: float = 1.0,
     num_samples: int = 64,
@@ -33,7 +35,7 @@ def main(
     """Sample images of the classes asked for: samples.png, and labels.txt in the same layout.
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         labels: one or more, repeated in turn where there are more samples; else all the classes.
         guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
         num_samples: how many images.

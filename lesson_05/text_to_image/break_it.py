@@ -19,11 +19,10 @@ from common.run import check
 from lesson_05.ddpm import DDPM, Network, preview
 from lesson_05.guidance import Guided
 from lesson_05.text_to_image.network import TextToImageUNet
-from lesson_05.text_to_image.sample_mnist import load
+from lesson_05.text_to_image.sample_mnist import SHIPPED, load
 from lesson_05.text_to_image.text import PADDING, WORDS, Context, tokenize
 
 Break = Literal["no_mask", "wrong_null", "too_insistent"]
-SHIPPED = str(Path(__file__).parents[2] / "lesson_06" / "pretrained" / "text_to_image.pt")
 
 
 def main(

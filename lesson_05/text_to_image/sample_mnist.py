@@ -16,9 +16,11 @@ from lesson_05.guidance import in_turn, sample_each
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, digit_prompts, tokenize
 
+SHIPPED = str(Path(__file__).parents[2] / "lesson_06" / "pretrained" / "text_to_image.pt")
+
 
 def main(
-    model_checkpoint: str,
+    model_checkpoint: str = SHIPPED,
     prompts: list[str] | None = None,
     guidance: float = 1.0,
     num_samples: int = 64,
@@ -34,7 +36,7 @@ def main(
     """Sample images of what the prompts say: samples.png, and prompts.txt in the same layout.
 
     Args:
-        model_checkpoint: a file, or an http(s) address.
+        model_checkpoint: a file, or an http(s) address; lesson 6's unless given.
         prompts: one or more, repeated in turn where there are more samples; else drawn at random.
         guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
         num_samples: how many images.
