@@ -144,7 +144,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             ),
             Recipe(
                 "lesson_09.sample_mnist.main",
-                {"num_samples": 16},
+                {},
                 {"samples.png": "samples_1000.png"},
             ),
             Recipe("forward", {"lesson": "lesson_09"}, named("forward.png")),
