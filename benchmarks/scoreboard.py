@@ -201,7 +201,7 @@ def table(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
         row = ROWS.get(name)
         source = f"{pictures}/{name}.png" if pictures else f"{name}/strip.png"
         model = row.model if row else "real training images"
-        cells = {"model": model, "": f"![]({source})", **columns(result)}
+        cells = {"model": model, "": f"![ten samples]({source})", **columns(result)}
         if not lines:
             lines = ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
         lines.append("| " + " | ".join(cells.values()) + " |")

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from benchmarks import scoreboard
 from common import figures
+from common.evaluate import columns
 
 FOLDERS = [p for p in ROOT.glob("*") if p.is_dir() and p.name[0] != "." and p.name != "data"]
 READMES = [
@@ -175,6 +176,22 @@ def test_mathematics_survives_markdown(readme):
         assert not re.search(r"[}\])]_\w|\*", formula), f"read as emphasis: {formula}"
     for formula in re.findall(r"```math\n(.*?)```", text, re.DOTALL):
         assert formula.count("{") == formula.count("}"), formula
+
+
+def test_figures_of_the_lessons_are_those_of_the_scoreboard():
+    """In the table of lessons, each row with a picture from the scoreboard has that row's FID of
+    500 samples, and its bits/dim."""
+    results = scoreboard.read(scoreboard.STORED / "results.json")
+    text = (ROOT / "README.md").read_text().split("## The lessons")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if "benchmarks/scoreboard/" in line]
+    assert len(rows) == 6
+    head = next(line for line in text.splitlines() if line.startswith("|")).split("|")[1:-1]
+    fid, bits = ([name.strip() for name in head].index(name) for name in ("FID", "bits/dim"))
+    for row in rows:
+        name = re.search(r"scoreboard/(\w+)\.png", "".join(row))[1]
+        measured = columns(results[name])
+        assert row[fid].strip() == measured["FID of 500"], name
+        assert row[bits].strip() == measured["bits/dim"], name
 
 
 @pytest.mark.parametrize("lesson", list(figures.RECIPES))

@@ -1,7 +1,7 @@
-"""Leave one thing out, and see what it was for.
+"""Leave one thing out, or take too much of it, and see what it was for.
 
-A break differs from the lesson in one line. The network with labels that comes with the repository
-is sampled with and without it, from the same noise at every step.
+The network with labels that comes with the repository is sampled as the lesson does and with one
+thing changed, from the same noise at every step.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ def main(
     """Break the lesson, one thing at a time: broken_too_insistent.png and so on.
 
     Args:
-        what: too_insistent, much guidance; never_dropped, the null class was never trained;
-            no_difference, the conditional estimate itself is scaled. All unless given.
+        what: too_insistent, much guidance; never_dropped, the null class as if it had never been
+            trained; no_difference, the conditional estimate itself is scaled. All unless given.
         model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         num_samples: images in a row.
-        num_steps: of Algorithm 2, a quick look.
+        num_steps: of `preview`, a quick look.
         output_dir: folder of the pictures; output/ in this folder unless given.
         seed: of the noise.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -95,9 +95,12 @@ def too_insistent(bench: Bench) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def never_dropped(bench: Bench) -> dict[str, Tensor]:
-    """Guidance away from a null class as it is before training."""
+    """Guidance away from a null class as it is before training.
+
+    An imitation: the network around it did learn with dropping.
+    """
     untrained = deepcopy(bench.model)
-    torch.manual_seed(bench.seed)
+    torch.manual_seed(bench.seed + 1)  # not the noise of the samples
     untrained.label.weight[-1].normal_()  # as nn.Embedding begins
     return {
         "s = 3": bench.sample(bench.model.bind(bench.label, 3.0)),
