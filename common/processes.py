@@ -10,6 +10,7 @@ the run is the one that a single process would do. Only process 0 writes and say
 Without torchrun there is one process, number 0, and nothing here costs anything.
 """
 
+import gc
 import os
 import secrets
 import time
@@ -19,6 +20,7 @@ from datetime import timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -123,6 +125,11 @@ def leave() -> None:
     """Part from the others; what follows is for process 0 alone."""
     if dist.is_available() and dist.is_initialized():
         wait()
+        while SHARES:
+            SHARES.pop().part()
+        # DistributedDataParallel must not be the last to hold the group: it would end it with
+        # Python's lock in its hand, for which a thread of the group's may be waiting.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -177,6 +184,9 @@ def lost(error: BaseException) -> bool:
     return together() and isinstance(error, RuntimeError) and named
 
 
+SHARES: WeakSet["Share"] = WeakSet()  # those that hold the group
+
+
 class Share(nn.Module):
     """The network, of which each process computes its part of the batch: (B, ...) -> (B, ...).
 
@@ -189,6 +199,11 @@ class Share(nn.Module):
         super().__init__()
         ids = [device] if device.type == "cuda" else None
         self.parallel = DistributedDataParallel(model, device_ids=ids)
+        SHARES.add(self)
+
+    def part(self) -> None:
+        """Let go of the other processes; the network is not asked again."""
+        del self.parallel
 
     def forward(self, xt: Tensor, *args: Any, **condition: Any) -> Tensor:
         B, N, k = len(xt), count(), rank()
