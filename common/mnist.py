@@ -89,7 +89,7 @@ class Batches:
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step - 1, self.per_epoch)
         if epoch != self.epoch:
-            shuffle = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            shuffle = torch.Generator().manual_seed((1_000_003 * self.seed + epoch) % 2**63)
             order = torch.randperm(len(self.images), generator=shuffle)
             self.epoch, self.order = epoch, order.to(self.images.device)
         chosen = self.order[place * self.batch_size : (place + 1) * self.batch_size]

@@ -87,8 +87,9 @@ def test_batches_depend_on_seed_and_step_alone():
     for first in (0, 2, 4):  # two batches an epoch, without repetition
         assert len({*walked[first], *walked[first + 1]}) == 8
     assert walked[:2] != walked[2:4]
-    another = mnist.Batches(pool, labels, 4, 4, torch.device("cpu"))
-    assert [another[step][1].tolist() for step in range(1, 7)] != walked
+    for seed in (4, 10**18):
+        another = mnist.Batches(pool, labels, 4, seed, torch.device("cpu"))
+        assert [another[step][1].tolist() for step in range(1, 7)] != walked
     x0, label = one[1]
     assert torch.equal(images.to_uint8(x0).flatten().long(), label)
 
