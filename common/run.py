@@ -27,6 +27,8 @@ class RunOptions:
     Args:
         output_dir: folder of the run's files; output/ in the lesson's folder unless given.
         resume: a checkpoint to go on from; --resume alone means the latest in output_dir.
+        start_from: a checkpoint, or a small one as the lessons ship it, whose weights a new run
+            starts with; all else starts anew. On --resume this has been done.
         seed: of the weights, the order of the images, the times and the noise.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
@@ -41,6 +43,7 @@ class RunOptions:
 
     output_dir: str | None = None
     resume: str | None = None
+    start_from: str | None = None
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
@@ -84,7 +87,12 @@ class Run:
             path = find_checkpoint(options.resume, self.folder)
             self.resumed = checkpoint.load(path, lesson)
             if "training" not in self.resumed:
-                raise UserError(f"{path} was made for sampling only: training cannot go on from it")
+                raise UserError(
+                    f"{path} was made for sampling only: --start_from begins a new run with it"
+                )
+        self.given: checkpoint.Checkpoint | None = None
+        if options.start_from and not self.resumed:
+            self.given = checkpoint.load(options.start_from, lesson)
         self.start = self.step = self.resumed["step"] if self.resumed else 0
         self.metrics = self.folder / "metrics.csv"
         self.config: dict[str, Any] = {}
@@ -174,7 +182,8 @@ class Run:
         self.is_looking = False
 
     def track(self, config: dict[str, Any], dataset: str, **state: Any) -> None:
-        """Say what the checkpoints hold; if the run is resumed, restore it from there.
+        """Say what the checkpoints hold; if the run is resumed or begins with the weights of
+        another, take them from there.
 
         Args:
             config: every parameter of the script, by name.
@@ -190,6 +199,8 @@ class Run:
         processes.sign(self.folder)
         if processes.rank() == 0 and (self.resumed or self.again):
             keep_rows(self.metrics, self.start)
+        if self.given:
+            self.begin_with(self.given, state["model"], state["ema"].module)
         if self.resumed is None:
             return
         if self.resumed["dataset"] != dataset:
@@ -211,6 +222,19 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this run's flags ({reason})") from None
         self.say(f"Going on from step {self.start:,}")
+
+    def begin_with(
+        self, given: checkpoint.Checkpoint, model: nn.Module, averaged: nn.Module
+    ) -> None:
+        """The averaged weights of another run, for the network and for its average."""
+        try:
+            model.load_state_dict(checkpoint.load_weights(averaged, given).state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.options.start_from} holds another network than this run's flags describe "
+                f"({checkpoint.in_a_line(error)})"
+            ) from None
+        self.say(f"Beginning with {self.options.start_from}, trained for {given['step']:,} steps")
 
     def say(self, text: str) -> None:
         """To the screen and to log.txt."""

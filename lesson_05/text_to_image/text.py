@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
@@ -104,8 +103,9 @@ class Attention(nn.Module):
             two=2,
             heads=self.num_heads,
         )
-        mask = rearrange(context.real, "b l -> b 1 1 l")
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        padding = rearrange(~context.real, "b l -> b 1 1 l")
+        score = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(padding, -torch.inf)
+        y = torch.softmax(score, dim=-1) @ v
         return self.out(rearrange(y, "b heads n c -> b n (heads c)"))
 
 
