@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
             heads=self.num_heads,
         )
         # By hand: on a CPU, the gradient of PyTorch's fused attention takes several times as long.
-        share = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+        share = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
         y = rearrange(share @ v, "b heads n c -> b n (heads c)")
         return h + rearrange(self.out(y), "b (h w) c -> b c h w", h=h.shape[2])
 
@@ -120,13 +120,19 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Conv2d):
-    """Twice the height and width: each pixel four times, then a convolution."""
+    """Twice the height and width: each pixel four times, then a convolution; both in one.
+
+    Each pixel of the input meets the 3x3 weights at four places. Their sum there, 4x4, is the
+    kernel of a transposed convolution of stride 2, which takes 4/9 of the multiplications.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return super().forward(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        weight = F.pad(self.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+        kernel = F.avg_pool2d(weight, kernel_size=2, stride=1, divisor_override=1)
+        return F.conv_transpose2d(h, kernel, self.bias, stride=2, padding=1)
 
 
 class UNet(nn.Module):

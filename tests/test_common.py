@@ -6,8 +6,11 @@ import http.server
 import io
 import os
 import pickle
+import platform
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -336,6 +339,47 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
     assert "Going on from step 4" in capsys.readouterr().out
 
 
+def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, capsys):
+    file = str(trained / "checkpoint_000004.pt")
+    changes = {"start_from": file, "learning_rate": 1e-12, "num_training_steps": 2}
+    train(tmp_path / "run", seed=7, **changes)
+    assert f"Beginning with {file}, trained for 4 steps" in capsys.readouterr().out
+    given, ended = checkpoint.load(file), checkpoint.load(tmp_path / "run/checkpoint_000002.pt")
+    assert ended["config"]["start_from"] == file
+    for name, value in given["ema"].items():
+        if name != "n_averaged":
+            for weights in (ended["ema"][name], ended["training"]["model"][name[len("module.") :]]):
+                torch.testing.assert_close(weights, value, rtol=0, atol=1e-9)
+    changes |= {"num_training_steps": 3, "resume": str(tmp_path / "run/checkpoint_000002.pt")}
+    train(tmp_path / "run", seed=7, **changes)  # as the line that says how to go on has it
+    said = capsys.readouterr().out
+    assert "Going on from step 2" in said
+    assert "Beginning with" not in said
+    with pytest.raises(UserError, match="another network than this run's flags describe"):
+        train(tmp_path / "other", start_from=file, network=NETWORK | {"channels": 4})
+    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
+        train(tmp_path / "none", start_from=str(tmp_path / "nowhere.pt"))
+
+
+def test_a_step_takes_the_memory_of_the_one_before():
+    """Without, each of these 400 MB would come page by page from the system: 100,000 faults."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only asked of glibc")
+    code = """
+import resource, torch
+from common.device import pick_device
+pick_device("cpu")
+for _ in range(20):  # until it has found its places
+    torch.ones(10**7)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(10**7)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert int(run.stdout) < 5000, run.stderr
+
+
 def test_a_loss_that_is_nan_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
     loss, calls = DDPM.loss, iter(range(100))
 
@@ -382,6 +426,7 @@ def test_the_small_file_samples_too(trained, tmp_path):
     assert next(model.parameters()).dtype == torch.float32
     with pytest.raises(UserError, match="for sampling only"):
         train(trained.parent / "other", resume=str(small))
+    train(tmp_path / "run", start_from=str(small), num_training_steps=1, num_samples=0)
 
 
 def test_a_checkpoint_from_an_address(trained, address, tmp_path, monkeypatch):

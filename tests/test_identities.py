@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lesson_02 import dpm
 from lesson_05 import ddpm
+from lesson_05 import unet as unet_5
+from lesson_05.text_to_image.text import Attention, Context
 from lesson_09 import iddpm
+from lesson_09 import unet as unet_9
 
 T = 1000
 TIMES = torch.tensor([1, 2, 3, 250, 999, 1000])
@@ -136,3 +140,39 @@ def test_what_lesson_2_answers_is_lesson_5_s_step():
     p = old.p_mean_variance(torch.cat([mu, b.float()], 1), xt, t)
     torch.testing.assert_close(p.mean, true.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(p.log_var, true.log_var, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("unet", [unet_5, unet_9])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7)])
+def test_upsampling_is_each_pixel_four_times_then_a_convolution(unet, size):
+    layer = unet.Upsample(6).double()
+    h = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(h, scale_factor=2.0, mode="nearest")
+    expected = F.conv2d(enlarged, layer.weight, layer.bias, padding=1)
+    answer = layer(h)
+    torch.testing.assert_close(answer, expected)
+    g = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(answer, [h, *layer.parameters()], g),
+        torch.autograd.grad(expected, [h, *layer.parameters()], g),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_to_pixels_and_to_tokens_is_the_one_of_torch(heads):
+    layer = unet_5.SelfAttention(12, heads, 2)
+    nn.init.normal_(layer.out.weight)
+    h = torch.randn(2, 12, 4, 4)
+    pixels = layer.qkv(layer.norm(h).flatten(2).transpose(1, 2))
+    q, k, v = pixels.unflatten(2, (3, heads, 12 // heads)).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    agree(layer(h), h + layer.out(y).transpose(1, 2).unflatten(2, (4, 4)))
+
+    cross, x = Attention(12, 5, heads), torch.randn(2, 7, 12)
+    context = Context(torch.randn(2, 4, 5), torch.tensor([[True] * 4, [True, True, False, False]]))
+    q = cross.q(x).unflatten(2, (heads, -1)).transpose(1, 2)
+    k, v = cross.kv(context.sequence).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=context.real[:, None, None])
+    agree(cross(x, context), cross.out(y.transpose(1, 2).flatten(2)))

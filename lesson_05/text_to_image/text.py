@@ -1,5 +1,6 @@
 """Prompts: the sentences to learn from, their bytes, and the encoder that reads them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ class Attention(nn.Module):
             heads=self.num_heads,
         )
         padding = rearrange(~context.real, "b l -> b 1 1 l")
-        score = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(padding, -torch.inf)
+        score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(padding, -torch.inf)
         y = torch.softmax(score, dim=-1) @ v
         return self.out(rearrange(y, "b heads n c -> b n (heads c)"))
 
