@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Contender, T, contenders, count, make, preset, surroundings
-from benchmarks.parts import bookkeeping, whole
+from benchmarks.parts import bookkeeping, shares, whole
 from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn
 from common import checkpoint, cli
 from common.device import autocast, pick_device
@@ -123,16 +123,26 @@ def training(
     with FlopCounterMode(display=False) as counter:
         step_of_training(lesson_5, batch_size, "float32", device)()
     flops = counter.get_total_flops()
-    shares = {
+    share_of_peak = {
         precision: flops / best(times, "lesson 5", precision) / peaks[precision]
         for precision in PRECISIONS
     }
+    seconds, precision, layout = min(
+        (s, precision, layout)
+        for (name, precision, layout), s in times.items()
+        if name == "lesson 5"
+    )
+    quickest = known["lesson 5", layout]
+    spent = shares(step_of_training(quickest, batch_size, precision, device), device)
     return {
         **compared(times, batch_size),
         "parameters": {name: count(contender.model) for (name, _), contender in known.items()},
         "flops_per_image": flops / batch_size,
         "matrix_peak_flops": peaks,
-        "share_of_peak": shares,
+        "share_of_peak": share_of_peak,
+        "quickest": f"{precision}, {layout}",
+        "spent_on": spent,
+        "ratio_of_convolutions": best(times, "diffusers") / (spent["convolutions"] * seconds),
     }
 
 
@@ -200,9 +210,17 @@ def report(result: Mapping[str, Any]) -> str:
     for name, figures in result.get("whole", {}).items():
         lines += compared_lines(f"Samples from noise to image: {name}", figures)
     if "training" in result:
-        shares = result["training"]["share_of_peak"]
+        reached = result["training"]["share_of_peak"]
         lines += ["", "Lesson 5's training step reaches this share of the matrix product's peak:"]
-        lines += [f"- {precision}: {share:.0%}" for precision, share in shares.items()]
+        lines += [f"- {precision}: {share:.0%}" for precision, share in reached.items()]
+        lines += ["", f"Where its time goes ({result['training']['quickest']}):"]
+        spent = result["training"]["spent_on"]
+        lines += [f"- {kind}: {share:.1%}" for kind, share in spent.items()]
+        ratio = result["training"]["ratio_of_convolutions"]
+        lines += [
+            "",
+            f"Its convolutions alone would be {ratio:.2f} times as quick as diffusers' step",
+        ]
     for part, what, form in (
         ("memory", "The most memory that training takes, GB:", ".2f"),
         ("bookkeeping", "The share of lesson 5's step outside its network:", ".1%"),

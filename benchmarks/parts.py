@@ -1,9 +1,11 @@
-"""Two things to measure that are more than a step: whole samples, and the share of lesson 5's
-training step that is not its network."""
+"""What to measure besides the speed of a step: where the time of a step of lesson 5 goes, the share
+of it that is not the network, and whole samples."""
 
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import T, preset, unet2d
 from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn
@@ -22,6 +25,34 @@ from common.run import Run, RunOptions
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample
+
+KINDS = {  # what the name of an operation holds, and what it then is; the first that fits
+    "conv": "convolutions",
+    "mm": "matrix products",
+    "group_norm": "group norms",
+    "silu": "SiLU",
+    "bernoulli": "dropout's random numbers",
+    "dropout": "dropout's random numbers",
+    "softmax": "softmax",
+    "copy": "copies and casts",
+    "cat": "copies and casts",
+    "adam": "Adam",
+}
+
+
+def shares(step: Callable[[], object], device: torch.device, steps: int = 3) -> dict[str, float]:
+    """The share of a step's time that each kind of operation takes, largest first."""
+    step()
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as record:
+        for _ in range(steps):
+            step()
+    times: Counter[str] = Counter()
+    for event in record.key_averages():
+        kinds = (kind for part, kind in KINDS.items() if part in event.key.lower())
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        times[next(kinds, "the rest")] += own
+    return {kind: own / times.total() for kind, own in times.most_common()}
 
 
 def bookkeeping(batch_size: int, repeats: int, device: torch.device) -> dict[str, float]:

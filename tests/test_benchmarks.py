@@ -205,6 +205,21 @@ def test_the_bench_writes_its_report(tmp_path):
     text = (tmp_path / "bench.md").read_text()
     assert "| diffusers, best |" in text
     assert "Lesson 5's training step reaches" in text
+    assert "Where its time goes" in text
+
+
+def test_the_time_of_a_step_is_shared_out_by_kind_of_operation():
+    a, h = torch.randn(300, 300), torch.randn(4, 16, 32, 32)
+    conv, norm = torch.nn.Conv2d(16, 16, 3), torch.nn.GroupNorm(1, 16)
+    steps = {
+        "matrix products": lambda: [a @ a for _ in range(9)],
+        "convolutions": lambda: conv(h).sum().backward(),
+        "group norms": lambda: [norm(h) for _ in range(9)],
+    }
+    for kind, step in steps.items():
+        spent = parts.shares(step, torch.device("cpu"))
+        assert sum(spent.values()) == pytest.approx(1)
+        assert next(iter(spent)) == kind, spent
 
 
 def test_memory_is_that_of_a_process_of_its_own():
