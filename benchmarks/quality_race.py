@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def main(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Train the three for as long, sample each by DDIM, and write race.png and race.json.
+    """Train the three for as long, sample each by DDIM, and write race.md, race.png, race.json.
 
     What comes before the first step (data as each wants them, compilation) is not counted.
 
@@ -91,14 +91,15 @@ def main(
     reference = Reference(data, place)
     real = reference.real(num_samples)
     shape = {**preset("laptop"), **(network or {})}
-    racers = {
-        "lesson 5": lesson_5,
-        "diffusers": diffusers,
-        "denoising-diffusion-pytorch": denoising_diffusion,
+    result: dict[str, Any] = {
+        **surroundings(place),
+        "minutes": minutes,
+        "num_samples": num_samples,
+        "num_steps": num_steps,
+        "real": real,
     }
-    result: dict[str, Any] = {**surroundings(place), "minutes": minutes, "real": real}
     rows: dict[str, Tensor] = {"real": from_uint8(data.test[:10])}
-    for name, race in racers.items():
+    for name, race in RACERS.items():
         print(f"\n{name}", flush=True)
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
@@ -115,7 +116,38 @@ def main(
         save_rows(folder / "race.png", rows)
         text = json.dumps(result, indent=2) + "\n"
         checkpoint.write_whole(folder / "race.json", text.encode())
-    print(f"\n{folder}/race.png, race.json")
+        checkpoint.write_whole(folder / "race.md", report(result).encode())
+    print(f"\n{folder}/race.md, race.png, race.json")
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Markdown of what was measured."""
+    real, versions = result["real"], result["versions"]
+    lines = [
+        f"{result['minutes']:g} minutes of training each, {result['num_samples']:,} samples in "
+        f"{result['num_steps']} steps of DDIM; {result['hardware']}; commit {result['commit']}.",
+        ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "",
+        "| | parameters | steps | batch | images | FID | ratio | sure | precision | recall "
+        "| balance | s/sample |",
+        "|---" * 12 + "|",
+    ]
+    for name in RACERS:
+        if name in result:
+            row = result[name]
+            seen = row["steps"] * row["batch_size"]
+            lines.append(
+                f"| {name} | {row['parameters']:,} | {row['steps']:,} | {row['batch_size']} "
+                f"| {seen:,} | {row['fid']:.3g} | {row['fid'] / real['fid']:.2f} "
+                f"| {row['share_sure']:.1%} | {row['precision']:.2f} | {row['recall']:.2f} "
+                f"| {row['class_balance_bits']:.3f} | {row['seconds_per_sample']:.2g} |"
+            )
+    lines.append(
+        f"| real training images | | | | | {real['fid']:.3g} | 1 | {real['share_sure']:.1%} "
+        f"| {real['precision']:.2f} | {real['recall']:.2f} | {real['class_balance_bits']:.3f} | |"
+    )
+    lines += ["", "![Ten test images, and the first ten samples of each](race.png)"]
+    return "\n".join(lines) + "\n"
 
 
 def drawn(draw: Draw, num_samples: int, seed: int) -> tuple[Tensor, float]:
@@ -254,6 +286,13 @@ def denoising_diffusion(terms: Terms) -> tuple[Draw, dict[str, Any]]:
             return averaged.sample(batch_size=number) * 2 - 1
 
     return draw, said(trainer.step, BATCH, clock.spent, model)
+
+
+RACERS: dict[str, Callable[[Terms], tuple[Draw, dict[str, Any]]]] = {
+    "lesson 5": lesson_5,
+    "diffusers": diffusers,
+    "denoising-diffusion-pytorch": denoising_diffusion,
+}
 
 
 class Clock:

@@ -249,4 +249,11 @@ def test_a_race_trains_three_and_shows_them_side_by_side(tmp_path, monkeypatch):
         assert result[name]["steps"] >= 1
         assert math.isfinite(result[name]["fid"])
     assert (tmp_path / "race.png").stat().st_size > 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["race.json", "race.png"]
+    files = ["race.json", "race.md", "race.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    rows = [line for line in (tmp_path / "race.md").read_text().splitlines() if "|" in line]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        *quality_race.RACERS,
+        "real training images",
+    ]
+    assert len({row.count("|") for row in rows}) == 1
