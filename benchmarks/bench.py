@@ -119,12 +119,13 @@ def training(
     }
     times = in_turn(tasks, repeats, "training")
     peaks = {precision: matrix_peak(precision, device) for precision in PRECISIONS}
-    lesson_5 = known["lesson 5", "contiguous"]
-    with FlopCounterMode(display=False) as counter:
-        step_of_training(lesson_5, batch_size, "float32", device)()
-    flops = counter.get_total_flops()
+    flops = {
+        name: operations(step_of_training(contender, batch_size, "float32", device))
+        for (name, layout), contender in known.items()
+        if layout == "contiguous"
+    }
     share_of_peak = {
-        precision: flops / best(times, "lesson 5", precision) / peaks[precision]
+        precision: flops["lesson 5"] / best(times, "lesson 5", precision) / peaks[precision]
         for precision in PRECISIONS
     }
     seconds, precision, layout = min(
@@ -137,13 +138,20 @@ def training(
     return {
         **compared(times, batch_size),
         "parameters": {name: count(contender.model) for (name, _), contender in known.items()},
-        "flops_per_image": flops / batch_size,
+        "flops_per_image": {name: number / batch_size for name, number in flops.items()},
         "matrix_peak_flops": peaks,
         "share_of_peak": share_of_peak,
         "quickest": f"{precision}, {layout}",
         "spent_on": spent,
         "ratio_of_convolutions": best(times, "diffusers") / (spent["convolutions"] * seconds),
     }
+
+
+def operations(step: Callable[[], object]) -> int:
+    """The floating-point operations of a step, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def sampling(
@@ -194,10 +202,14 @@ def peak(name: str, network: str, batch_size: int, device: str, threads: int) ->
         step()
     if place.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    if status.exists():  # resource's figure would be at least the parent's own size
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1e6
     import resource  # not on Windows
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e9 if sys.platform == "darwin" else most / 1e6
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -210,6 +222,12 @@ def report(result: Mapping[str, Any]) -> str:
     for name, figures in result.get("whole", {}).items():
         lines += compared_lines(f"Samples from noise to image: {name}", figures)
     if "training" in result:
+        figures = result["training"]
+        lines += ["", "| | parameters | operations an image, trained |", "|---|---|---|"]
+        for name, flops in figures["flops_per_image"].items():
+            lines.append(
+                f"| {name} | {figures['parameters'][name]:,} | {flops / 1e9:.3g} billion |"
+            )
         reached = result["training"]["share_of_peak"]
         lines += ["", "Lesson 5's training step reaches this share of the matrix product's peak:"]
         lines += [f"- {precision}: {share:.0%}" for precision, share in reached.items()]
