@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench quality-race figures notebooks maps stress environments clean
+.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -23,6 +23,10 @@ scoreboard: .venv/installed  ## measure every row of the README's table again (M
 
 bench: .venv/benchmarks  ## speed and memory beside other libraries
 	$(BIN)/python -m benchmarks.bench
+
+COMMIT ?= HEAD
+before: .venv/installed  ## lesson 5's steps, before and after: make before COMMIT=94eae1f
+	$(BIN)/python -m benchmarks.before --commit $(COMMIT)
 
 quality-race: .venv/benchmarks  ## three libraries, the same data, 15 minutes each
 	$(BIN)/python -m benchmarks.quality_race

@@ -119,11 +119,13 @@ def training(
     }
     times = in_turn(tasks, repeats, "training")
     peaks = {precision: matrix_peak(precision, device) for precision in PRECISIONS}
-    flops = {
+    counted = {
         name: operations(step_of_training(contender, batch_size, "float32", device))
         for (name, layout), contender in known.items()
         if layout == "contiguous"
     }
+    flops = {name: sum(kinds.values()) for name, kinds in counted.items()}
+    convolutions = sum(n for kind, n in counted["lesson 5"].items() if "convolution" in kind)
     share_of_peak = {
         precision: flops["lesson 5"] / best(times, "lesson 5", precision) / peaks[precision]
         for precision in PRECISIONS
@@ -135,6 +137,7 @@ def training(
     )
     quickest = known["lesson 5", layout]
     spent = shares(step_of_training(quickest, batch_size, precision, device), device)
+    in_convolutions = spent["convolutions"] * seconds
     return {
         **compared(times, batch_size),
         "parameters": {name: count(contender.model) for (name, _), contender in known.items()},
@@ -143,15 +146,16 @@ def training(
         "share_of_peak": share_of_peak,
         "quickest": f"{precision}, {layout}",
         "spent_on": spent,
-        "ratio_of_convolutions": best(times, "diffusers") / (spent["convolutions"] * seconds),
+        "convolutions_share_of_peak": convolutions / in_convolutions / peaks[precision],
+        "ratio_of_convolutions": best(times, "diffusers") / in_convolutions,
     }
 
 
-def operations(step: Callable[[], object]) -> int:
-    """The floating-point operations of a step, as torch counts them."""
+def operations(step: Callable[[], object]) -> dict[str, int]:
+    """The floating-point operations of a step, by kind, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops()
+    return {str(kind): number for kind, number in counter.get_flop_counts()["Global"].items()}
 
 
 def sampling(
@@ -222,23 +226,7 @@ def report(result: Mapping[str, Any]) -> str:
     for name, figures in result.get("whole", {}).items():
         lines += compared_lines(f"Samples from noise to image: {name}", figures)
     if "training" in result:
-        figures = result["training"]
-        lines += ["", "| | parameters | operations an image, trained |", "|---|---|---|"]
-        for name, flops in figures["flops_per_image"].items():
-            lines.append(
-                f"| {name} | {figures['parameters'][name]:,} | {flops / 1e9:.3g} billion |"
-            )
-        reached = result["training"]["share_of_peak"]
-        lines += ["", "Lesson 5's training step reaches this share of the matrix product's peak:"]
-        lines += [f"- {precision}: {share:.0%}" for precision, share in reached.items()]
-        lines += ["", f"Where its time goes ({result['training']['quickest']}):"]
-        spent = result["training"]["spent_on"]
-        lines += [f"- {kind}: {share:.1%}" for kind, share in spent.items()]
-        ratio = result["training"]["ratio_of_convolutions"]
-        lines += [
-            "",
-            f"Its convolutions alone would be {ratio:.2f} times as quick as diffusers' step",
-        ]
+        lines += training_lines(result["training"])
     for part, what, form in (
         ("memory", "The most memory that training takes, GB:", ".2f"),
         ("bookkeeping", "The share of lesson 5's step outside its network:", ".1%"),
@@ -246,6 +234,25 @@ def report(result: Mapping[str, Any]) -> str:
         if part in result:
             lines += ["", what, *(f"- {k}: {format(v, form)}" for k, v in result[part].items())]
     return "\n".join(lines)
+
+
+def training_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What a step of training costs, and where lesson 5's time goes."""
+    lines = ["", "| | parameters | operations an image, trained |", "|---|---|---|"]
+    for name, flops in figures["flops_per_image"].items():
+        lines.append(f"| {name} | {figures['parameters'][name]:,} | {flops / 1e9:.3g} billion |")
+    lines += ["", "Lesson 5's training step reaches this share of the matrix product's peak:"]
+    reached = figures["share_of_peak"]
+    lines += [f"- {precision}: {share:.0%}" for precision, share in reached.items()]
+    lines += ["", f"Where its time goes ({figures['quickest']}):"]
+    lines += [f"- {kind}: {share:.1%}" for kind, share in figures["spent_on"].items()]
+    share, ratio = figures["convolutions_share_of_peak"], figures["ratio_of_convolutions"]
+    return [
+        *lines,
+        "",
+        f"Its convolutions reach {share:.0%} of the peak; a step of nothing else would be "
+        f"{ratio:.2f} times as quick as diffusers'.",
+    ]
 
 
 def compared_lines(title: str, figures: Mapping[str, Any]) -> list[str]:

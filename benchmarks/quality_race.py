@@ -128,17 +128,17 @@ def report(result: Mapping[str, Any]) -> str:
         f"{result['num_steps']} steps of DDIM; {result['hardware']}; commit {result['commit']}.",
         ", ".join(f"{name} {number}" for name, number in versions.items()),
         "",
-        "| | parameters | steps | batch | images | FID | ratio | sure | precision | recall "
+        "| | parameters | seconds | steps | images | FID | ratio | sure | precision | recall "
         "| balance | s/sample |",
         "|---" * 12 + "|",
     ]
     for name in RACERS:
         if name in result:
             row = result[name]
-            seen = row["steps"] * row["batch_size"]
+            seen, ratio = row["steps"] * row["batch_size"], row["fid"] / real["fid"]
             lines.append(
-                f"| {name} | {row['parameters']:,} | {row['steps']:,} | {row['batch_size']} "
-                f"| {seen:,} | {row['fid']:.3g} | {row['fid'] / real['fid']:.2f} "
+                f"| {name} | {row['parameters']:,} | {row['seconds']:.0f} | {row['steps']:,} "
+                f"| {seen:,} | {row['fid']:.3g} | {ratio:.2f} "
                 f"| {row['share_sure']:.1%} | {row['precision']:.2f} | {row['recall']:.2f} "
                 f"| {row['class_balance_bits']:.3f} | {row['seconds_per_sample']:.2g} |"
             )

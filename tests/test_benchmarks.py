@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 from functools import partial
 
 import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import bench, contenders, parts, scoreboard, timing
+from benchmarks import before, bench, contenders, parts, scoreboard, timing
 from common import cli, lessons, mnist
 from common.errors import UserError
 from common.metrics import Reference
@@ -222,6 +223,29 @@ def test_the_time_of_a_step_is_shared_out_by_kind_of_operation():
         spent = parts.shares(step, torch.device("cpu"))
         assert sum(spent.values()) == pytest.approx(1)
         assert next(iter(spent)) == kind, spent
+
+
+def test_before_and_after_are_measured_by_turns(tmp_path, monkeypatch):
+    folder = tmp_path / "old"
+    for package in ("common", "lesson_05"):
+        unwanted = shutil.ignore_patterns("__py*", "output")
+        shutil.copytree(ROOT / package, folder / package, ignore=unwanted)
+    process = folder / "lesson_05" / "ddpm.py"
+    slow = "def loss(self, *a):\n        __import__('time').sleep(1)\n"
+    slow += "        return self.quick(*a)\n\n"
+    process.write_text(process.read_text().replace("def loss(", slow + "    def quick("))
+    monkeypatch.setattr(before, "lay_out", lambda commit, place: folder)
+    flags = ["--commit", "old", "--networks", "laptop", "--repeats", "1", "--steps", "1"]
+    cli.run(before.main, [*flags, "--device", "cpu", "--output_dir", str(tmp_path / "out")])
+    seconds = json.loads((tmp_path / "out" / "before.json").read_text())["seconds"]
+    assert seconds["before"]["laptop, training"] > 1 > seconds["after"]["laptop, training"]
+    assert seconds["before"]["laptop, sampling"] < 1
+    assert "| laptop preset, 64 images, sampling |" in (tmp_path / "out" / "before.md").read_text()
+
+
+def test_a_commit_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="commit 'nowhere' cannot be laid out"):
+        before.lay_out("nowhere", tmp_path / "new")
 
 
 def test_memory_is_that_of_a_process_of_its_own():

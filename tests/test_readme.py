@@ -1,6 +1,7 @@
 """What the READMEs promise: commands that run, links and pictures that are there, mathematics that
 survives Markdown."""
 
+import json
 import os
 import re
 import runpy
@@ -181,7 +182,7 @@ def test_mathematics_survives_markdown(readme):
         assert formula.count("{") == formula.count("}"), formula
 
 
-def test_figures_of_the_lessons_are_those_of_the_scoreboard():
+def test_measuredof_the_lessons_are_those_of_the_scoreboard():
     """In the table of lessons, each row with a picture from the scoreboard has that row's FID of
     500 samples, and its bits/dim."""
     results = scoreboard.read(scoreboard.STORED / "results.json")
@@ -195,6 +196,37 @@ def test_figures_of_the_lessons_are_those_of_the_scoreboard():
         measured = columns(results[name])
         assert row[fid].strip() == measured["FID of 500"], name
         assert row[bits].strip() == measured["bits/dim"], name
+
+
+def test_what_the_benchmarks_readme_says_was_measured():
+    """Its ratios, its shares and its tables are those of benchmarks/results."""
+    folder = ROOT / "benchmarks" / "results"
+    bench, laptop, race = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("bench", "laptop", "race")
+    )
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    rows = {
+        "the paper's network, a step of training": bench["training"],
+        "the paper's network, a step of sampling": bench["sampling"],
+        "the laptop preset's network, a step of training": laptop["training"],
+        "the laptop preset's network, a step of sampling": laptop["sampling"],
+        "the same, 64 samples of DDIM in 50 steps": bench["whole"]["DDIM, 50 steps"],
+        "the same, 64 samples of DDPM in 1000 steps": bench["whole"]["DDPM, 1000 steps"],
+    }
+    for name, measured in rows.items():
+        cells = [
+            f"{measured['ratio'][key]:.2f}" if key in measured["ratio"] else ""
+            for key in ("diffusers, best", "denoising-diffusion-pytorch, best")
+        ]
+        assert f"| {name} | {cells[0]} | {cells[1]} |".replace("|  |", "| |") in text
+    trained = bench["training"]
+    assert f"{trained['spent_on']['convolutions']:.0%} of its training step" in text
+    assert f"reach {trained['convolutions_share_of_peak']:.0%} of the speed" in text
+    assert f"would be {trained['ratio_of_convolutions']:.2f} times as quick" in text
+    for name in ("before", "race"):
+        table = (folder / f"{name}.md").read_text()
+        assert all(line in text for line in table.splitlines() if line.startswith("|")), name
+    assert f"commit {race['commit'][:7]}" in text
 
 
 @pytest.mark.parametrize("lesson", list(figures.RECIPES))
@@ -222,6 +254,7 @@ def test_no_readme_shows_another_picture():
     }
     rows = [*scoreboard.ROWS, scoreboard.REAL]
     made |= {os.path.realpath(scoreboard.STORED / f"{name}.png") for name in rows}
+    made.add(os.path.realpath(ROOT / "benchmarks" / "results" / "race.png"))
     for readme in READMES:
         for link in re.findall(r'!\[[^\]]*\]\(([^)]+)\)|src="([^"]+)"', readme.read_text()):
             link = "".join(link)
