@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from benchmarks.timing import three_digits
 from common import checkpoint, cli
 from common.device import hardware, pick_device
 from common.errors import UserError
@@ -72,6 +73,7 @@ def main(
         "torch": torch.__version__,
         "repeats": repeats,
         "seconds": times,
+        "turns": turns,
     }
     checkpoint.write_whole(folder / "before.json", (json.dumps(result, indent=2) + "\n").encode())
     checkpoint.write_whole(folder / "before.md", report(result).encode())
@@ -117,8 +119,8 @@ def report(result: dict[str, Any]) -> str:
     for key, seconds in after.items():
         name, what = key.split(", ")
         lines.append(
-            f"| {NAMES[name]}, {what} | {1e3 * before[key]:.3g} "
-            f"| {1e3 * seconds:.3g} | {before[key] / seconds:.2f} |"
+            f"| {NAMES[name]}, {what} | {three_digits(1e3 * before[key])} "
+            f"| {three_digits(1e3 * seconds)} | {before[key] / seconds:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

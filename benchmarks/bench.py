@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Contender, T, contenders, count, make, preset, surroundings
 from benchmarks.parts import bookkeeping, shares, whole
-from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn
+from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn, three_digits
 from common import checkpoint, cli
 from common.device import autocast, pick_device
 from common.run import check
@@ -257,7 +257,8 @@ def training_lines(figures: Mapping[str, Any]) -> list[str]:
 
 def compared_lines(title: str, figures: Mapping[str, Any]) -> list[str]:
     lines = ["", title, "", "| | images/s |", "|---|---|"]
-    lines += [f"| {name} | {speed:.3g} |" for name, speed in figures["images_per_second"].items()]
+    speeds = figures["images_per_second"]
+    lines += [f"| {name} | {three_digits(speed)} |" for name, speed in speeds.items()]
     lines += ["", "| lesson 5 is as many times as quick as | |", "|---|---|"]
     return lines + [f"| {name} | {ratio:.2f} |" for name, ratio in figures["ratio"].items()]
 

@@ -48,3 +48,8 @@ def compared(times: Times, batch_size: int) -> dict[str, Any]:
             for choice in choices
         },
     }
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, but no powers of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

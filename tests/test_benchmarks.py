@@ -250,6 +250,7 @@ def test_a_commit_that_is_not_there_is_named(tmp_path):
 
 def test_memory_is_that_of_a_process_of_its_own():
     pytest.importorskip("diffusers")
+    pytest.importorskip("denoising_diffusion_pytorch")
     ballast = torch.ones(3 * 10**8)  # 1.2 GB of this process, not of that one
     measured = bench.memory("laptop", 1, torch.device("cpu"))
     assert len(measured) == 3
