@@ -102,7 +102,8 @@ def run(words: Sequence[str], root: Path) -> str:
         [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        raise UserError(f"{root} cannot be measured: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"{root} cannot be measured: {said[-1]}")
     return done.stdout
 
 

@@ -34,8 +34,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def keep_freed_memory() -> None:
     """Let the C library keep what one step frees for the next one. By itself it returns large
-    tensors' memory, and the system clears every page that it gives out again: up to a tenth of a
-    training step of the laptop networks. For glibc; elsewhere nothing is done."""
+    tensors' memory, and the system clears every page that it gives out again, step after step. For
+    glibc; elsewhere nothing is done."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
