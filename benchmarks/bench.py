@@ -13,15 +13,15 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Contender, T, contenders, count, make, preset, surroundings
-from benchmarks.parts import bookkeeping, shares, whole
+from benchmarks.parts import attention, bookkeeping, shares, whole
 from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn, three_digits
 from common import checkpoint, cli
 from common.device import autocast, pick_device
 from common.run import check
 from common.subject import ROOT
 
-Part = Literal["training", "sampling", "memory", "bookkeeping", "whole"]
-PARTS: tuple[Part, ...] = ("training", "sampling", "memory", "bookkeeping", "whole")
+Part = Literal["training", "sampling", "memory", "bookkeeping", "attention", "whole"]
+PARTS: tuple[Part, ...] = ("training", "sampling", "memory", "bookkeeping", "attention", "whole")
 SIZE = 32  # MNIST's 28, padded to what can be halved three times
 
 
@@ -42,7 +42,7 @@ def main(
     Args:
         parts: what to measure. training: a step of it; sampling: a step of it; memory: the most
             that training takes; bookkeeping: the share of lesson 5's step that is not the network;
-            whole: 64 samples from noise to image.
+            attention: lesson 5's, beside PyTorch's fused one; whole: 64 samples, noise to image.
         network: the preset of lesson 5 whose network is trained and sampled by the step.
         whole_network: the preset whose network draws whole samples.
         batch_size: images a step.
@@ -65,6 +65,7 @@ def main(
         "sampling": lambda: sampling(shape, batch_size, repeats, place),
         "memory": lambda: memory(network, batch_size, place),
         "bookkeeping": lambda: bookkeeping(batch_size, repeats, place),
+        "attention": lambda: attention(batch_size, repeats, place),
         "whole": lambda: whole(preset(whole_network), num_samples, num_steps, whole_repeats, place),
     }
     for part in parts:
@@ -227,6 +228,10 @@ def report(result: Mapping[str, Any]) -> str:
         lines += compared_lines(f"Samples from noise to image: {name}", figures)
     if "training" in result:
         lines += training_lines(result["training"])
+    if "attention" in result:
+        lines += ["", "Attention, there and back: how many times as long the fused one takes:"]
+        for what, times in result["attention"].items():
+            lines.append(f"- {what}: {times['fused'] / times['written out']:.2f}")
     for part, what, form in (
         ("memory", "The most memory that training takes, GB:", ".2f"),
         ("bookkeeping", "The share of lesson 5's step outside its network:", ".1%"),

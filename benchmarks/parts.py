@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +25,7 @@ from common.device import autocast
 from common.ema import Ema
 from common.run import Run, RunOptions
 from lesson_05.ddpm import DDPM, linear_beta
-from lesson_05.unet import UNet
+from lesson_05.unet import SelfAttention, UNet, resolutions
 from lesson_06.ddim import ddim_sample
 
 KINDS = {  # what the name of an operation holds, and what it then is; the first that fits
@@ -95,6 +97,48 @@ def share_of_bookkeeping(name: str, batch_size: int, repeats: int, device: torch
                 run.record(losses, t, T, grad_norm=grad_norm)
                 whole.append(time.perf_counter() - begin)
     return 1 - statistics.median(network[2:]) / statistics.median(whole[2:])
+
+
+class FusedAttention(SelfAttention):
+    """Lesson 5's block, by PyTorch's one function for attention instead of two products."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        pixels = rearrange(self.norm(h), "b c h w -> b (h w) c")
+        q, k, v = rearrange(
+            self.qkv(pixels),
+            "b n (three heads c) -> three b heads n c",
+            three=3,
+            heads=self.num_heads,
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = rearrange(y, "b heads n c -> b n (heads c)")
+        return h + rearrange(self.out(y), "b (h w) c -> b c h w", h=h.shape[2])
+
+
+def attention(batch_size: int, repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Seconds of lesson 5's attention blocks there and back, in bfloat16, written out as they are
+    and by PyTorch's fused attention instead; by preset and size of the feature maps."""
+    result = {}
+    for name, image_size, size in (("laptop", 28, 64), ("paper", 32, batch_size)):
+        network = preset(name)
+        sides = resolutions(image_size, len(network["multipliers"]))
+        for side, multiplier in zip(sides, network["multipliers"], strict=True):
+            if side in network["attention_resolutions"]:
+                width = multiplier * network["channels"]
+                h = torch.randn(size, width, side, side, device=device)
+                tasks = {}
+                for way, kind in (("written out", SelfAttention), ("fused", FusedAttention)):
+                    block = kind(width, network["num_heads"], network["num_groups"]).to(device)
+                    tasks[way] = partial(there_and_back, block, h, device)
+                what = f"{name}, {side}x{side}, {width} features, batches of {size}"
+                result[what] = in_turn(tasks, 5 * repeats, f"attention, {name}")
+    return result
+
+
+def there_and_back(block: SelfAttention, h: Tensor, device: torch.device) -> None:
+    with autocast(device, "bfloat16"):
+        y = block(h)
+    y.sum().backward()
 
 
 def whole(

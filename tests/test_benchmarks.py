@@ -13,6 +13,7 @@ from benchmarks import before, bench, contenders, parts, scoreboard, timing
 from common import cli, lessons, mnist
 from common.errors import UserError
 from common.metrics import Reference
+from lesson_05.unet import SelfAttention
 
 NETWORK = {
     "channels": 8,
@@ -194,7 +195,7 @@ def test_the_bench_writes_its_report(tmp_path):
     pytest.importorskip("denoising_diffusion_pytorch")
     flags = ["--batch_size", "2", "--repeats", "1", "--whole_repeats", "1", "--num_samples", "1"]
     flags += ["--num_steps", "25", "--device", "cpu", "--output_dir", str(tmp_path)]
-    parts = ["--parts", "training", "sampling", "bookkeeping", "whole"]
+    parts = ["--parts", "training", "sampling", "bookkeeping", "attention", "whole"]
     cli.run(bench.main, [*flags, *parts])
     result = json.loads((tmp_path / "bench.json").read_text())
     assert 0 < result["training"]["share_of_peak"]["float32"] < 1
@@ -209,6 +210,18 @@ def test_the_bench_writes_its_report(tmp_path):
     assert "| diffusers, best |" in text
     assert "Lesson 5's training step reaches" in text
     assert "Where its time goes" in text
+    assert "- laptop, 7x7, " in text.split("the fused one takes:")[1]
+
+
+def test_the_fused_attention_is_lesson_5s():
+    written_out, fused = (
+        kind(8, num_heads=2, num_groups=4) for kind in (SelfAttention, parts.FusedAttention)
+    )
+    torch.nn.init.normal_(written_out.out.weight)
+    fused.load_state_dict(written_out.state_dict())
+    h = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(fused(h), written_out(h))
+    assert (fused(h) - h).abs().max() > 0.1
 
 
 def test_the_time_of_a_step_is_shared_out_by_kind_of_operation():
