@@ -102,7 +102,8 @@ def standard(levels: Tensor) -> Standard:
 
 def erasing_beta(T: int) -> Tensor:
     """Variances of the T forward steps, each of which erases about 1/T of the variance that the
-    data had at first [SD15 Section 2.4.1, the code].
+    data had at first [SD15 Section 2.4.1, the code]; for binary data in the paper, whose second
+    footnote finds it as good for these.
 
     β_t = m_t + (1 - m_t - 1e-5) / (T, ..., 2)_t,  m_1 = 0.001001,  m_t = 0.000001 after it
 
@@ -224,12 +225,12 @@ class DPM(nn.Module):
         return Gaussian(mean, r.post_log_var[t].expand_as(mean))
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
-        """p(x_{t-1} | xt), t > 1, from out = model(xt, t) = (μ, b) [SD15 Appendix D.2, the code].
+        """p(x_{t-1} | xt), t > 1, from out = model(xt, t) = (μ, b) [SD15 Eq. 64, 65, the code].
 
         mean xt √(1-β_t) + μ √β_t,  variance σ(b/√T + logit β_t)
 
         out (B, 2C, H, W). A network that answers 0 is the forward step.
-        Differs: the paper has the mean (xt - μ)(1 - variance) + μ.
+        Differs: the paper has the mean (xt - μ)(1 - variance) + μ, and b instead of b/√T.
         """
         r = self.rates()
         mu, b = out.chunk(2, dim=1)

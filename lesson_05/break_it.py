@@ -177,13 +177,19 @@ def no_ema(bench: Bench, num_training_steps: int) -> dict[str, Tensor]:
 
 def dropout_on(bench: Bench, _: int) -> dict[str, Tensor]:
     """Train mode, with the dropout of the paper's network."""
-    model = deepcopy(bench.model)
+    model = deepcopy(bench.model).train()
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.1
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:
+        with torch.random.fork_rng():  # the sampler's noise stays what it is in the first row
+            torch.manual_seed(bench.seed + int(t[0]))
+            return model(xt, t)
+
     return {
         "as it is": bench.as_it_is,
-        "dropout on": bench.draw(bench.process, model.train(), "dropout on"),
+        "dropout on": bench.draw(bench.process, network, "dropout on"),
     }
 
 

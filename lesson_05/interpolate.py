@@ -1,4 +1,4 @@
-"""Between two images, by way of their noise: Section 5.3 of Ho et al. 2020."""
+"""Between two images, by way of their noise: Section 4.4 of Ho et al. 2020."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def main(
     precision: Precision = "auto",
     sha256: str | None = None,
 ) -> None:
-    """Interpolate between two test images [Ho20 Section 5.3].
+    """Interpolate between two test images [Ho20 Section 4.4].
 
     Writes interpolation.png: a row for each t, from little noise to pure noise, with the images
     themselves at the ends.
@@ -91,7 +91,7 @@ def interpolate(
     clip_x0: bool = True,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Images between x0 and x0_other (1, C, H, W), one for each fraction λ [Ho20 Section 5.3].
+    """Images between x0 and x0_other (1, C, H, W), one for each fraction λ [Ho20 Section 4.4].
 
     xt ~ q(xt | x0),  x't ~ q(xt | x'0),  x̄t = (1-λ) xt + λ x't,  x̄0 ~ p(x0 | x̄t) by Algorithm 2
 

@@ -101,7 +101,7 @@ def save_samples(
     samples = torch.cat(batches)
     save_grid(folder / "samples.png", samples)
     save_gif(folder / "reverse.gif", frames, columns=4)
-    strip = torch.stack(frames[:: len(frames) // 10], 1)[:4]  # 4 images, 11 or so moments
+    strip = torch.stack(frames[:: max(len(frames) // 10, 1)], 1)[:4]  # 4 images, 11 or so moments
     save_grid(folder / "reverse.png", strip.flatten(0, 1), columns=strip.shape[1])
     if npz:
         save_npz(folder / "samples.npz", samples)

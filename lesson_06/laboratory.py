@@ -45,12 +45,13 @@ def main(
     precision: Precision = "auto",
     sha256: str | None = None,
 ) -> None:
-    """Make one figure of the paper with a network of your own: FIGURE.png.
+    """Make one figure of the paper with a trained network: FIGURE.png.
 
     Args:
-        figure: eta, samples for each S and η from the same noise [Song21 Figure 3, Table 1];
-            consistency, the same noise for each S [Figure 5]; interpolation, between two noises
-            [Figure 6]; reconstruction, test images encoded and decoded, for each S [Table 2].
+        figure: eta, samples for each S and η from the same noise [Song21 Figure 3, Table 1],
+            the pictures alone; consistency, the same noise for each S [Figure 5]; interpolation,
+            between two noises [Figure 6]; reconstruction, test images encoded and decoded, for
+            each S [Table 2].
         model_checkpoint: a file, or an http(s) address; the shipped text-to-image model if not
             given.
         prompts: what to draw, one prompt for each noise, in turn; unconditional unless given.

@@ -44,7 +44,8 @@ def main(
     Args:
         model_checkpoint: a file, or an http(s) address; the shipped one unless given.
         num_images: the first so many of the test set, or all that there are.
-        num_terms: of the bound's T terms, drawn for each image: unbiased; T is the full sum.
+        num_terms: of the bound's T terms, drawn for each image: unbiased; T is the full sum, and
+            so is what exceeds it.
         num_steps: S: the bound of the process strided to S steps; all T unless given.
         clip_x0: whether each estimate of the clean image is clipped to [-1, 1], as in sampling:
             the bound is that of the model which is sampled.
@@ -67,12 +68,13 @@ def main(
     folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
     checkpoint.make_folder(folder)
 
+    T = process.num_timesteps
+    terms = min(num_terms, T)
     torch.manual_seed(seed)
     with autocast(place, precision):
         process, model = process.to(place), model.to(place)
-        bits = bound(process, model, levels, num_terms, batch_size, clip_x0)
+        bits = bound(process, model, levels, terms, batch_size, clip_x0)
     figures = summary(bits)
-    T, terms = process.num_timesteps, bits.terms.shape[1]
     print(f"{len(levels):,} test images of {content['dataset']}, {terms:,} of {T:,} terms an image")
     for name, (mean, error) in figures.items():
         print(f"  {name:8} {mean:8.4f} ± {error:.4f} bits/dim")

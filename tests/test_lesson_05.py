@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.ema import Ema
 from common.errors import UserError
+from lesson_05 import break_it
 from lesson_05.ddpm import (
     DDPM,
     Gaussian,
@@ -19,6 +20,7 @@ from lesson_05.ddpm import (
     preview,
     strata,
 )
+from lesson_05.sample_mnist import save_samples
 from lesson_05.unet import UNet, timestep_embedding
 
 T = 1000
@@ -446,3 +448,30 @@ def test_ema_warms_up():
 def test_impossible_networks_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         UNet(**{"image_size": 28, **NETWORK, **change})
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 70])
+def test_few_steps_have_a_strip_too(steps, tmp_path):
+    process = DDPM(linear_beta(steps, 1e-4, 0.0005))
+    save_samples(process, lambda xt, t: 0 * xt, (1, 4, 4), 2, tmp_path)
+    assert (tmp_path / "reverse.png").exists()
+
+
+class Draws(nn.Module):
+    """Estimates no noise; in train mode it draws random numbers, as dropout does."""
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        if self.training:
+            torch.randn(3)
+        return 0 * xt
+
+
+def test_dropout_left_on_changes_nothing_but_the_network():
+    """The noise that the sampler adds is the same in both rows."""
+    config = {"network": {"image_size": 4, "image_channels": 1}}
+    process, place = DDPM(linear_beta(5, 1e-4, 0.001)), torch.device("cpu")
+    bench = break_it.Bench(
+        process, Draws().eval(), {"config": config}, 2, 0, place, "float32", None
+    )
+    as_it_is, dropout_on = break_it.dropout_on(bench, 0).values()
+    assert torch.equal(as_it_is, dropout_on)

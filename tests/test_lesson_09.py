@@ -698,6 +698,9 @@ def test_evaluation_writes_its_parts_and_figures(hybrid, tmp_path, capsys):
     parts = [result[name]["mean"] for name in ("prior", "KL", "decoder")]
     assert sum(parts) == pytest.approx(result["total"]["mean"], rel=1e-4)
     assert result["num_terms"] == result["num_timesteps"] == 10
+    few = tmp_path / "few"
+    evaluate.main(str(hybrid), 20, 50, 4, device="cpu", output_dir=str(few))  # 4 steps have 4 terms
+    assert json.loads((few / "bits_per_dim.json").read_text())["num_terms"] == 4
     quick = tmp_path / "quick"
     evaluate.main(str(hybrid), 20, 5, 10, device="cpu", output_dir=str(quick), batch_size=7)
     estimate = json.loads((quick / "bits_per_dim.json").read_text())["total"]
