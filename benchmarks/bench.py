@@ -233,7 +233,7 @@ def report(result: Mapping[str, Any]) -> str:
         for what, times in result["attention"].items():
             lines.append(f"- {what}: {times['fused'] / times['written out']:.2f}")
     for part, what, form in (
-        ("memory", "The most memory that training takes, GB:", ".2f"),
+        ("memory", "The most memory that training takes, GB, what was imported included:", ".2f"),
         ("bookkeeping", "The share of lesson 5's step outside its network:", ".1%"),
     ):
         if part in result:

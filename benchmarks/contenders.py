@@ -8,6 +8,7 @@ libraries.
 import bisect
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -148,6 +149,15 @@ def make(name: str, network: dict[str, Any], channels: int, size: int) -> Conten
     return CONTENDERS[name](network, channels, size)
 
 
+def needed() -> None:
+    """Refuse to begin without the libraries to compare with."""
+    for name in ("diffusers", "denoising_diffusion_pytorch"):
+        if find_spec(name) is None:
+            raise UserError(
+                f"{name} is not installed: python -m pip install -r benchmarks/requirements.txt"
+            )
+
+
 def contenders(network: dict[str, Any], channels: int, size: int) -> list[Contender]:
     return [make(name, network, channels, size) for name in CONTENDERS]
 
@@ -155,6 +165,7 @@ def contenders(network: dict[str, Any], channels: int, size: int) -> list[Conten
 def surroundings(device: torch.device) -> dict[str, Any]:
     """What else one needs to know to compare figures."""
     packages = ("torch", "diffusers", "denoising-diffusion-pytorch")
+    needed()
     return {
         "hardware": hardware(device),
         "commit": commit(),

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import T, preset, unet2d
-from benchmarks.timing import FORMATS, PRECISIONS, best, compared, in_turn
+from benchmarks.timing import FORMATS, PRECISIONS, best, compared, finish, in_turn
 from common import mnist
 from common.device import autocast
 from common.ema import Ema
@@ -87,8 +87,7 @@ def share_of_bookkeeping(name: str, batch_size: int, repeats: int, device: torch
                 with run.autocast():
                     losses = process.loss(model, x0, t, eps)
                 losses.mean().backward()
-                if run.device.type == "cuda":
-                    torch.cuda.synchronize()
+                finish()
                 network.append(time.perf_counter() - inner)
                 grad_norm = clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()

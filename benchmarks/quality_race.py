@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from benchmarks.contenders import T, count, preset, surroundings, unet, unet2d
+from benchmarks.contenders import T, count, needed, preset, surroundings, unet, unet2d
 from common import checkpoint, cli, mnist
 from common.device import autocast, has_bfloat16, pick_device
 from common.errors import UserError
@@ -30,6 +30,7 @@ from common.run import RunOptions, check, saved
 from common.subject import BATCH, ROOT
 from lesson_05 import train_mnist
 from lesson_05.sample_mnist import load
+from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample
 
 FEW = 20  # steps that tell the speed of lesson 5
@@ -84,6 +85,7 @@ def main(
     check(lambda value: 1 <= value <= T, f"from 1 to {T:,}", num_steps=num_steps)
     if dataset not in ("mnist", "digits"):
         raise UserError(f"dataset is {dataset}: take mnist or digits, which the classifier knows")
+    needed()
     place = pick_device(device)
     folder = Path(output_dir) if output_dir else ROOT / "benchmarks" / "output" / "race"
     checkpoint.make_folder(folder)
@@ -91,6 +93,7 @@ def main(
     reference = Reference(data, place)
     real = reference.real(num_samples)
     shape = {**preset("laptop"), **(network or {})}
+    must_build(shape, data)
     result: dict[str, Any] = {
         **surroundings(place),
         "minutes": minutes,
@@ -118,6 +121,16 @@ def main(
         checkpoint.write_whole(folder / "race.json", text.encode())
         checkpoint.write_whole(folder / "race.md", report(result).encode())
     print(f"\n{folder}/race.md, race.png, race.json")
+
+
+def must_build(network: dict[str, Any], data: mnist.Images) -> None:
+    """Refuse a network that one of the three cannot have, before the first is trained."""
+    try:
+        UNet(data.channels, data.size, **network)
+        unet2d(network, data.channels, data.size)
+        unet(network, data.channels, data.size)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"--network: {checkpoint.in_a_line(error)}") from None
 
 
 def report(result: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from common.evaluate import (
     surroundings,
 )
 from common.images import from_uint8, save_grid
-from common.metrics import Reference
+from common.metrics import Reference, check_count
 from common.subject import ROOT, Sampler, Subject
 
 STORED = ROOT / "benchmarks" / "scoreboard"
@@ -105,6 +105,8 @@ def main(
     folder = Path(output_dir) if output_dir else ROOT / "benchmarks" / "output" / "scoreboard"
     checkpoint.make_folder(folder)
     reference = Reference(mnist.load("mnist", data_dir), place)
+    if num_samples is not None:
+        check_count(num_samples, reference.model.num_features)
     stored = read(STORED / "results.json")
     results: dict[str, Any] = {}
     for name, row in chosen.items():

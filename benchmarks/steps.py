@@ -43,6 +43,8 @@ def seconds(task: Callable[[], object], steps: int, device: torch.device) -> flo
         task()
         if device.type == "cuda":
             torch.cuda.synchronize()
+        elif device.type == "mps":
+            torch.mps.synchronize()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[2:])
 

@@ -23,11 +23,18 @@ def in_turn(
         for name, task in tasks.items():
             start = time.perf_counter()
             task()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             if repeat >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def finish() -> None:
+    """Wait until the GPU, if there is one, has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def best(times: Times, name: str, precision: str | None = None) -> float:

@@ -24,6 +24,7 @@ from common.errors import UserError, printable
 
 FORMAT = 1
 TIMEOUT = SILENCE
+NAME = re.compile(r"[\w.]{1,60}", re.ASCII)
 KEYS = {"lesson": str, "config": dict, "dataset": str, "step": int, "ema": dict}
 
 # What building a network from a damaged config can fail with.
@@ -120,7 +121,7 @@ def check_content(path: Path, content: Any, lesson: str | None) -> None:
         if not isinstance(content.get(key), kind):
             raise Damaged(f"it has no valid {key!r}")
     for key in ("lesson", "dataset"):
-        if not re.fullmatch(r"[\w.]{1,60}", content[key], re.ASCII):
+        if not NAME.fullmatch(content[key]):
             raise Damaged(f"it has no valid {key!r}")
     check_sizes(content["config"])
     if lesson is not None and content["lesson"] != lesson:
@@ -128,6 +129,16 @@ def check_content(path: Path, content: Any, lesson: str | None) -> None:
             f"{path} is a checkpoint of {content['lesson']}, not of {lesson}: "
             f"sample it with the scripts in {content['lesson'].replace('.', '/')}/"
         )
+
+
+def check_writable(config: dict[str, Any], dataset: str) -> None:
+    """Refuse, before a run begins, what `load` would not take back at its end."""
+    if not NAME.fullmatch(dataset):
+        raise UserError(f"the data's name is {dataset!a}: take letters, digits, _ and . alone")
+    try:
+        check_sizes(config)
+    except Damaged as error:
+        raise UserError(f"{error}: that is more than any lesson is made for") from None
 
 
 def load_weights(network: N, content: Checkpoint) -> N:
@@ -153,7 +164,7 @@ def must_fit(source: str | Path) -> Iterator[None]:
         ) from None
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     return printable(error)[:200] or type(error).__name__
 
 
@@ -201,6 +212,8 @@ def shrink(training: str, small: str) -> None:
         training: the checkpoint of a training run.
         small: the file to write.
     """
+    if Path(small).exists():
+        check_replaceable(Path(small))
     content = load(training)
     content.pop("training", None)
     content.pop("format")
@@ -210,6 +223,15 @@ def shrink(training: str, small: str) -> None:
     }
     save(Path(small), content)
     print(f"{small}: {Path(small).stat().st_size / 1e6:.1f} MB")
+
+
+def check_replaceable(small: Path) -> None:
+    """Refuse to write over anything but a small checkpoint."""
+    if small.is_file():
+        with contextlib.suppress(UserError):
+            if "training" not in load(small):
+                return
+    raise UserError(f"--small {small} is there, and no small checkpoint: name another file")
 
 
 if __name__ == "__main__":

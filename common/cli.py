@@ -82,7 +82,7 @@ def call(
 
     words = bare_resume(several_words(words, lists(parameters, groups)))
     if "resume" in fields(flat):
-        words = resume_latest(words, Path(value_of(words, "output_dir") or folder / "output"))
+        words = resume_latest(words, output_of(words, folder))
     resumed = value_of(words, "resume") if "resume" in fields(flat) else None
     if resumed is not None:
         parser.set_defaults(known(parser, resumed_config(resumed, words, folder)))
@@ -92,10 +92,14 @@ def call(
         and "--help" not in words
         and "-h" not in words
     ):
-        words = ["--config", default_preset(folder, value_of(words, "device")), *words]
-    words = find_presets(words, folder)
+        quiet = any(word.startswith("--print_config") for word in words)
+        words = ["--config", default_preset(folder, value_of(words, "device"), quiet), *words]
+    words = presets_first(find_presets(words, folder))
     values = parser.parse_args(words).as_dict()
     values.pop("config", None)
+    check_seed(values.get("seed", 0))
+    if values.get("output_dir"):
+        values["output_dir"] = str(Path(values["output_dir"]).expanduser())
     arguments = {p: values.pop(p) for p in list(values) if p in parameters}
     for name, kind in flat.items():
         arguments[name] = kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
@@ -168,11 +172,23 @@ def resume_latest(words: list[str], output: Path) -> list[str]:
     return [*words, "--resume", "latest"] if again else words
 
 
+def output_of(words: list[str], folder: Path) -> Path:
+    """Where a run's checkpoints are."""
+    return Path(value_of(words, "output_dir") or folder / "output").expanduser()
+
+
 def resumed_config(resume: str, words: list[str], folder: Path) -> dict[str, Any]:
     """The flags of the run to go on with; what stands on the command line comes on top."""
+    config = checkpoint.load(find_checkpoint(resume, output_of(words, folder)))["config"]
+    if value_of(words, "num_training_steps") is not None:
+        config.pop("num_epochs", None)  # it would decide
+    return config
 
-    path = find_checkpoint(resume, Path(value_of(words, "output_dir") or folder / "output"))
-    return checkpoint.load(path)["config"]
+
+def check_seed(seed: int | None) -> None:
+    """Every seed there is makes 100,000 more, which must fit into 64 bits."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: take 0 to {2**32 - 1:,}")
 
 
 def known(parser: ArgumentParser, config: dict[str, Any]) -> dict[str, Any]:
@@ -187,13 +203,13 @@ def known(parser: ArgumentParser, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in joined.items() if key in flags}
 
 
-def default_preset(folder: Path, device: str | None) -> str:
+def default_preset(folder: Path, device: str | None, quiet: bool) -> str:
     """paper.yaml for a GPU, laptop.yaml for anything else; says so, with its first line."""
     kind = pick_device(device or "auto").type
     chosen, other = ("paper", "laptop") if kind == "cuda" else ("laptop", "paper")
     path = folder / "configs" / f"{chosen}.yaml"
     note = path.read_text().splitlines()[0].lstrip("# ")
-    if processes.rank() == 0:
+    if processes.rank() == 0 and not quiet:
         print(f"Preset configs/{chosen}.yaml, as the device is {kind}: {note}")
         print(f"The other one: --config configs/{other}.yaml", flush=True)
     return str(path)
@@ -208,6 +224,16 @@ def find_presets(words: list[str], folder: Path) -> list[str]:
         elif word == "--config" and index + 1 < len(words):
             result[index + 1] = preset_path(words[index + 1], folder)
     return result
+
+
+def presets_first(words: list[str]) -> list[str]:
+    """As jsonargparse lets a preset override the flags that stand before it."""
+    presets: list[str] = []
+    rest: list[str] = []
+    for word, before in zip(words, ["", *words], strict=False):
+        is_preset = word == "--config" or word.startswith("--config=") or before == "--config"
+        (presets if is_preset else rest).append(word)
+    return [*presets, *rest]
 
 
 def preset_path(name: str, folder: Path) -> str:
@@ -241,5 +267,10 @@ def check_preset(path: Path) -> None:
         raise UserError(f"--config {path} is no valid YAML ({reason})") from None
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UserError(f"--config {path} is no list of flags, such as `batch_size: 64`")
-    if root is not None and any(key.value == "config" for key, _ in root.value):
-        raise UserError(f"--config {path} names another preset: put their flags into one")
+    for key, value in root.value if root is not None else []:
+        if key.value == "config":
+            raise UserError(f"--config {path} names another preset: put their flags into one")
+        if key.value in ("output_dir", "resume") and value.value not in ("null", "~", ""):
+            raise UserError(
+                f"--config {path} sets {key.value}: give it on the command line instead"
+            )

@@ -21,11 +21,15 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if found[0] else "mps" if found[1] else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("cpu, cuda and mps are known")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device {name!r} cannot be used ({reason}): try --device cpu") from None
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
         keep_freed_memory()

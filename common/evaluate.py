@@ -106,7 +106,7 @@ class Task:
 def evaluate(task: Task, folder: Path) -> dict[str, Any]:
     """All the figures, as they are written to result.json in the folder."""
     subject, reference, count = task.subject, task.reference, task.num_samples
-    real = reference.real(count)
+    real = reference.real(count, balanced=subject.conditional)
     checkpoint.make_folder(folder)
     settings = settings_of(subject, count, task.seed, task.precision)
     levels, seconds = all_samples(subject, settings, folder / "samples.pt")

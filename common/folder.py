@@ -1,6 +1,7 @@
 """The folder of a training run: which checkpoints it holds, its log, and that it is ours alone."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from common.errors import UserError
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    return sorted(folder.glob("checkpoint_*.pt"))
+    return sorted(filter(step_of, folder.glob("checkpoint_*.pt")), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """After how many steps it was saved; 0 for a file of another name."""
+    number = re.fullmatch(r"checkpoint_(\d+)\.pt", path.name)
+    return int(number[1]) if number else 0
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path:

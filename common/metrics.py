@@ -103,7 +103,7 @@ class Reference:
 
     def __init__(self, data: mnist.Images, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.measured: dict[int, dict[str, Any]] = {}
+        self.measured: dict[tuple[int, bool], dict[str, Any]] = {}
         self.model = classifier.load().to(device)
         order = shuffled(len(data.test))
         self.test, self.labels = data.test[order], data.test_labels[order]
@@ -126,17 +126,23 @@ class Reference:
             "recall": far,
         }
 
-    def real(self, count: int) -> dict[str, Any]:
+    def real(self, count: int, balanced: bool = False) -> dict[str, Any]:
         """The figures of so many real images: means over up to five disjoint draws of training
-        images, and the distances to the nearest training image of as many test images."""
-        if count in self.measured:
-            return self.measured[count]
-        if count > len(self.data.train):
+        images, and the distances to the nearest training image of as many test images.
+
+        Balanced draws have every digit equally often, as samples have that were asked for so.
+        """
+        check_count(count, self.model.num_features)
+        if (count, balanced) in self.measured:
+            return self.measured[count, balanced]
+        order = shuffled(len(self.data.train))
+        if balanced:
+            order = digits_in_turn(order, self.data.train_labels)
+        if count > len(order):
             raise UserError(
-                f"num_samples is {count:,}: take at most {len(self.data.train):,}, of which there "
+                f"num_samples is {count:,}: take at most {len(order):,}, of which there "
                 "are real images to compare with"
             )
-        order = shuffled(len(self.data.train))
         draws = [d for d in order.split(count)[:DRAWS] if len(d) == count]
         rows = [self.figures(self.data.train[d], self.data.train_labels[d]) for d in draws]
         means = {
@@ -146,16 +152,23 @@ class Reference:
         distances = torch.tensor([row["fid"] for row in rows])
         deviation = distances.std().item() if len(rows) > 1 else None
         away, _ = nearest(self.test[:count], self.data.train)
-        self.measured[count] = {
+        self.measured[count, balanced] = {
             **means,
             "fid_deviation": deviation,
             "draws": len(rows),
             "nearest_median": away.median().item(),
             "nearest_least": away.min().item(),
         }
-        return self.measured[count]
+        return self.measured[count, balanced]
 
 
 def shuffled(count: int) -> Tensor:
     """The same order every time: MNIST's own has its tidier writers first."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def digits_in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """Of images in this order, the first of every digit, then the second of every digit, ..."""
+    of_digit = [order[labels[order] == digit] for digit in labels.unique()]
+    least = min(len(some) for some in of_digit)
+    return torch.stack([some[:least] for some in of_digit], dim=1).flatten()

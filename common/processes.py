@@ -55,14 +55,26 @@ def restarted(folder: Path) -> bool:
         return False
     # The number of restarts is counted for each machine by itself; the name of the run is common.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    name, file = os.environ["TORCHELASTIC_RUN_ID"], folder / SIGNATURE
-    return again or (name != "none" and file.exists() and file.read_text() == name)
+    if nameless() and rank() > 0:
+        return again  # process 0 alone can tell whose the folder is, and ends all if it is not ours
+    file = folder / SIGNATURE
+    return (again or not nameless()) and file.exists() and file.read_text() == signature()
+
+
+def nameless() -> bool:
+    """Whether torchrun was given no --rdzv-id."""
+    return os.environ["TORCHELASTIC_RUN_ID"] == "none"
+
+
+def signature() -> str:
+    """The name of the run; without one, the torchrun that has begun it and all its lives."""
+    return f"torchrun {os.getppid()}" if nameless() else os.environ["TORCHELASTIC_RUN_ID"]
 
 
 def sign(folder: Path) -> None:
-    """Leave the name of the run for `restarted`."""
+    """Leave word for `restarted` of whose folder it is."""
     if launched() and rank() == 0:
-        (folder / SIGNATURE).write_text(os.environ["TORCHELASTIC_RUN_ID"])
+        (folder / SIGNATURE).write_text(signature())
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -12,12 +12,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from common import checkpoint, processes
 from common.device import Precision, autocast, hardware, pick_device
 from common.errors import UserError
-from common.folder import append_row, find_checkpoint, keep_rows, open_folder, saved
+from common.folder import append_row, find_checkpoint, keep_rows, open_folder, saved, step_of
+
+COMPILER = ("torch._inductor", "torch._dynamo")  # where the errors of torch.compile come from
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Run:
         check(lambda value: value >= 1, "at least 1", **{n: getattr(options, n) for n in names})
         check(lambda value: value >= 0, "at least 0", max_bad_steps=options.max_bad_steps)
         self.options, self.lesson = options, lesson
+        self.home = folder
         self.device = processes.own_device(pick_device(options.device))
         self.folder = Path(options.output_dir) if options.output_dir else folder / "output"
         self.resumed: checkpoint.Checkpoint | None = None
@@ -89,6 +93,12 @@ class Run:
             if "training" not in self.resumed:
                 raise UserError(
                     f"{path} was made for sampling only: --start_from begins a new run with it"
+                )
+            later = [kept for kept in saved(self.folder) if step_of(kept) > self.resumed["step"]]
+            if later:
+                raise UserError(
+                    f"{self.folder} holds later checkpoints ({later[-1].name}), which a run that "
+                    f"goes on from {path} would replace: name another --output_dir, or remove them"
                 )
         self.given: checkpoint.Checkpoint | None = None
         if options.start_from and not self.resumed:
@@ -102,8 +112,8 @@ class Run:
         self.sums = torch.zeros(2, 4, dtype=torch.float64)
         self.scalars: dict[str, float] = {}
         self.count = self.bad_steps = 0
-        self.looked = 0.0  # seconds
-        self.is_looking = False
+        self.looked = self.looked_before = 0.0  # seconds: up to now, and up to the last row
+        self.looks_since: float | None = None
         torch.manual_seed(options.seed)
 
     def __enter__(self) -> Self:
@@ -135,6 +145,9 @@ class Run:
             raise UserError(f"{error.strerror or error}{name}; {self.last_good()}") from None
         if is_out_of_memory(error):
             raise UserError(f"out of memory at step {self.step}: {self.less_memory()}") from None
+        if self.options.compile and type(error).__module__.startswith(COMPILER):
+            reason = checkpoint.in_a_line(error)
+            raise UserError(f"--compile true does not work here ({reason}): leave it out") from None
         if processes.lost(error):
             raise UserError(
                 f"another process of this run has ended, so this one stops at step {self.step}; "
@@ -142,7 +155,7 @@ class Run:
             ) from None
 
     def less_memory(self) -> str:
-        if self.is_looking:
+        if self.looks_since is not None:
             return f"try --num_previews {max(1, self.options.num_previews // 2)}"
         B, parts = self.config.get("batch_size", 1), self.options.accumulate
         if 2 * parts > B:
@@ -174,12 +187,15 @@ class Run:
         """For previews and held-out losses: no gradients, the same random numbers every time, and
         the run's own random numbers untouched."""
         devices = [self.device] if self.device.type == "cuda" else []
-        start, self.is_looking = time.perf_counter(), True
+        self.looks_since = time.perf_counter()
         with torch.random.fork_rng(devices), torch.no_grad(), self.autocast():
             torch.manual_seed(seed)
             yield
-        self.looked += time.perf_counter() - start
-        self.is_looking = False
+        self.looked, self.looks_since = self.seconds_of_looking(), None
+
+    def seconds_of_looking(self) -> float:
+        since = self.looks_since
+        return self.looked + (0.0 if since is None else time.perf_counter() - since)
 
     def track(self, config: dict[str, Any], dataset: str, **state: Any) -> None:
         """Say what the checkpoints hold; if the run is resumed or begins with the weights of
@@ -194,6 +210,7 @@ class Run:
         left_out = {"options", "resume", "output_dir"}
         self.config = plain({k: v for k, v in flags.items() if k not in left_out})
         self.dataset, self.tracked = dataset, state
+        checkpoint.check_writable(self.config, dataset)
         same = {k: v for k, v in self.config.items() if k != "device"}
         processes.agree({"dataset": dataset, "first step": self.start, **same})
         processes.sign(self.folder)
@@ -209,6 +226,7 @@ class Run:
                 f"is {dataset}: give --dataset and --data_dir as before"
             )
         training = self.resumed["training"]
+        rates = list(state["schedule"].base_lrs) if "schedule" in state else []
         try:
             for name, part in state.items():
                 part.load_state_dict(self.resumed["ema"] if name == "ema" else training[name])
@@ -218,6 +236,8 @@ class Run:
             self.sums.copy_(training["sums"])
             self.scalars, self.count = training["scalars"], training["count"]
             self.bad_steps = training.get("bad_steps", 0)
+            if rates:
+                set_rates(state["schedule"], rates)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this run's flags ({reason})") from None
@@ -334,6 +354,11 @@ class Run:
     def latest(self) -> Path:
         return saved(self.folder)[-1]
 
+    def script(self, name: str) -> str:
+        """A script of this lesson, as it is called from the folder at hand."""
+        path, here = self.home / name, Path.cwd()
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
     def last_good(self) -> str:
         kept = saved(self.folder)
         return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved yet"
@@ -344,14 +369,16 @@ class Run:
             return  # every step since the last row was left out
         means = {name: total / self.count for name, total in self.scalars.items()}
         quarters = (self.sums[0] / self.sums[1]).tolist()  # nan where no t fell into the quarter
-        now = time.perf_counter()
+        now, looked = time.perf_counter(), self.seconds_of_looking()
+        seconds = now - self.clock - (looked - self.looked_before)
         row: dict[str, Any] = {"step": self.step, "loss": means.pop("loss")}
         row |= {f"loss_quarter_{k + 1}": value for k, value in enumerate(quarters)}
         row |= {name: float(value) for name, value in figures.items()} | means
         row["images_per_second"] = batch_size * min(self.count, self.step - self.start)
-        row["images_per_second"] /= max(now - self.clock, 1e-9)
+        row["images_per_second"] /= max(seconds, 1e-9)
         append_row(self.metrics, row)
-        self.clock, self.count, self.scalars = now, 0, {}
+        self.clock, self.looked_before = now, looked
+        self.count, self.scalars = 0, {}
         self.sums.zero_()
 
     def save(self) -> Path:
@@ -407,6 +434,16 @@ def learning_rate_factor(
         return rise * max(0.0, 1 - step / num_training_steps) if decay else rise
 
     return factor
+
+
+def set_rates(schedule: LambdaLR, rates: list[Any]) -> None:
+    """The learning rate of the flags, where a checkpoint has brought that of the run before."""
+    schedule.base_lrs = rates
+    groups = schedule.optimizer.param_groups
+    for group, rate, factor in zip(groups, rates, schedule.lr_lambdas, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in groups]
 
 
 def plain(value: Any) -> Any:

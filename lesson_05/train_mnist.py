@@ -109,7 +109,8 @@ def main(
             with run.looking(options.seed):
                 save_samples(process, ema, data.shape, num_samples, run.folder)
             run.say(f"Samples: samples.png, reverse.gif, reverse.png in {run.folder}")
-        run.say(f"More of them: python sample_mnist.py --model_checkpoint {run.latest()}")
+        script = run.script("sample_mnist.py")
+        run.say(f"More of them: python {script} --model_checkpoint {run.latest()}")
 
 
 def held_out_loss(process: DDPM, ema: Network, levels: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def main(
             save_prompts(run.folder / "prompts.txt", asked)
             run.say("Samples: samples.png, steps.gif, and what was asked for, prompts.txt")
         run.say(
-            "More of them: python sample_ddim.py --prompts seven 3 "
+            f"More of them: python {run.script('sample_ddim.py')} --prompts seven 3 "
             f"--model_checkpoint {run.latest()}"
         )
 

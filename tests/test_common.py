@@ -1,5 +1,6 @@
 """The plumbing: data, checkpoints, resuming, and what happens to bad input."""
 
+import csv
 import gzip
 import hashlib
 import http.server
@@ -339,6 +340,45 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
     assert "Going on from step 4" in capsys.readouterr().out
 
 
+def test_resume_takes_another_learning_rate(tmp_path):
+    rate = {"num_warmup_steps": 1, "log_every": 1, "checkpoint_every": 2}
+    train(tmp_path, learning_rate=0.01, num_training_steps=2, **rate)
+    train(tmp_path, learning_rate=0.001, num_training_steps=3, resume="latest", **rate)
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates == [0.01, 0.01, 0.001]
+    training = checkpoint.load(tmp_path / "checkpoint_000003.pt")["training"]
+    assert training["optimizer"]["param_groups"][0]["lr"] == 0.001
+
+
+def test_steps_asked_for_count_more_than_the_epochs_of_the_run_to_resume(tmp_path):
+    network = NETWORK | {"channels": 4}
+    train(tmp_path, num_epochs=1, batch_size=750, network=network, num_samples=0)
+    words = ["--resume", "--num_training_steps", "3", "--output_dir", str(tmp_path)]
+    cli.run(train_mnist.main, words, presets=True, network=train_mnist.UNet)
+    assert (tmp_path / "checkpoint_000003.pt").exists()
+
+
+def test_the_last_line_is_a_command_for_the_folder_at_hand(tmp_path, monkeypatch, capsys):
+    for here, script in [
+        (ROOT, "lesson_05/sample_mnist.py"),
+        (ROOT / "lesson_05", "sample_mnist.py"),
+    ]:
+        monkeypatch.chdir(here)
+        train(tmp_path / here.name)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert f"python {script} --model_checkpoint" in last
+        assert Path(script).is_file()
+
+
+def test_what_could_not_be_loaded_again_is_not_trained(tmp_path):
+    beta = {"num_timesteps": 2_000_000, "beta_1": 1e-9, "beta_T": 1e-9}
+    with pytest.raises(UserError, match="num_timesteps is 2000000: that is more than any lesson"):
+        train(tmp_path, **beta)
+    with pytest.raises(UserError, match="the data's name is 'my-data'"):
+        checkpoint.check_writable({}, "my-data")
+
+
 def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, capsys):
     file = str(trained / "checkpoint_000004.pt")
     changes = {"start_from": file, "learning_rate": 1e-12, "num_training_steps": 2}
@@ -427,6 +467,19 @@ def test_the_small_file_samples_too(trained, tmp_path):
     with pytest.raises(UserError, match="for sampling only"):
         train(trained.parent / "other", resume=str(small))
     train(tmp_path / "run", start_from=str(small), num_training_steps=1, num_samples=0)
+
+
+def test_the_small_file_replaces_nothing_but_its_like(trained, tmp_path):
+    training, small = trained / "checkpoint_000004.pt", tmp_path / "small.pt"
+    (tmp_path / "notes.txt").write_text("mine")
+    before = training.read_bytes()
+    for taken in (training, tmp_path / "notes.txt", tmp_path):
+        with pytest.raises(UserError, match="is there, and no small checkpoint"):
+            checkpoint.shrink(str(training), str(taken))
+    assert training.read_bytes() == before
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    for _ in range(2):
+        checkpoint.shrink(str(training), str(small))
 
 
 def test_a_checkpoint_from_an_address(trained, address, tmp_path, monkeypatch):
@@ -544,6 +597,9 @@ def training(capsys: pytest.CaptureFixture, folder: Path, *words: str) -> str:
         (["--learning_rate", "-1"], "learning_rate is -1"),
         (["--dataset", "svhn"], "svhn"),
         (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "cpu, cuda and mps are known"),
+        (["--seed", "100000000000000000000"], "take 0 to 4,294,967,295"),
+        (["--seed", "-1"], "take 0 to 4,294,967,295"),
         (["--precision", "float8"], "float8"),
         (["--config", "configs/none.yaml"], "configs/laptop.yaml, configs/paper.yaml"),
         (["--resume"], "no checkpoint to resume"),
@@ -559,6 +615,32 @@ def test_an_unknown_key_in_a_preset_is_named(tmp_path, capsys):
     assert "batch_sizes" in training(capsys, tmp_path, "--config", str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("batch_size: [3\n")
     training(capsys, tmp_path, "--config", str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("output_dir: elsewhere\n")
+    said = training(capsys, tmp_path, "--config", str(tmp_path / "mine.yaml"))
+    assert "sets output_dir: give it on the command line" in said
+
+
+def test_flags_override_a_preset_wherever_they_stand(tmp_path, capsys):
+    words = ["--num_training_steps", "7", "--config", "configs/laptop.yaml", "--print_config"]
+    network = train_mnist.UNet
+    with pytest.raises(SystemExit):
+        cli.run(train_mnist.main, words, presets=True, network=network)
+    assert "num_training_steps: 7\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # what is printed is a preset
+        cli.run(train_mnist.main, ["--seed", "3", "--print_config"], presets=True, network=network)
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    words = ["--config", str(tmp_path / "mine.yaml"), "--print_config"]
+    with pytest.raises(SystemExit):
+        cli.run(train_mnist.main, words, presets=True, network=network)
+    assert "seed: 3\n" in capsys.readouterr().out
+
+
+def test_the_home_folder_may_be_written_short(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--num_samples", "1", "--output_dir=~/pictures", "--device", "cpu"]
+    file = str(trained / "checkpoint_000004.pt")
+    cli.run(sample_mnist.main, [*words, "--model_checkpoint", file])
+    assert (tmp_path / "pictures" / "samples.png").exists()
 
 
 def test_a_folder_with_a_run_is_refused_and_unharmed(trained, capsys):

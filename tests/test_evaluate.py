@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 from common import checkpoint, classifier, cli, evaluate, lessons, mnist, subject
 from common.errors import UserError
 from common.images import from_uint8, to_uint8
-from common.metrics import Reference, entropy_bits, fid, nearest, precision_recall
+from common.metrics import Reference, digits_in_turn, entropy_bits, fid, nearest, precision_recall
 from lesson_02.dpm import DPM, Pair, erasing_beta
 from lesson_02.network import ConvDense
 from lesson_05.class_conditional.network import ClassConditionalUNet
@@ -255,6 +255,18 @@ def test_the_figures_of_real_images_are_means_over_disjoint_draws(reference):
     assert few["fid_500"] > few["fid"]
     with pytest.raises(UserError, match="num_samples is 1,501: take at most 1,500"):
         reference.real(1501)
+    with pytest.raises(UserError, match="num_samples is 0: take at least 65"):
+        reference.real(0)
+
+
+def test_where_digits_are_asked_for_in_turn_real_ones_come_in_turn(reference):
+    order = digits_in_turn(torch.arange(1500), reference.data.train_labels)
+    assert torch.equal(reference.data.train_labels[order[:20]], torch.arange(20) % 10)
+    assert len(order.unique()) == len(order)
+    balanced = reference.real(100, balanced=True)
+    assert balanced["draws"] == 5
+    assert balanced["class_balance_bits"] > reference.real(100)["class_balance_bits"]
+    assert balanced["fid"] < reference.real(100)["fid"]
 
 
 # The script

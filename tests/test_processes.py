@@ -13,7 +13,7 @@ import torch.distributed as dist
 from conftest import ROOT
 from in_processes import FLAGS
 
-from common import checkpoint, cli
+from common import checkpoint, cli, processes
 from lesson_09 import train_mnist
 from lesson_09.unet import UNet
 
@@ -119,6 +119,26 @@ def test_two_processes_do_what_one_does_and_survive_a_kill(tmp_path):
     assert "Going on from step 5" in said
     assert state(folder, "run", 0, life=1)[0] == state(folder, "run", 1, life=1)[0] == sum_0
     assert without_speed(folder / "run") == without_speed(folder / "undisturbed")
+
+
+def test_a_restart_goes_on_with_nothing_but_its_own_run(tmp_path, monkeypatch):
+    """The first life has refused a folder that holds a run; so must the second."""
+    for name, value in {"RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+    assert not processes.restarted(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not processes.restarted(tmp_path)
+    processes.sign(tmp_path)
+    assert processes.restarted(tmp_path)
+    monkeypatch.setattr(processes.os, "getppid", lambda: 1)  # another torchrun's, some other day
+    assert not processes.restarted(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "monday")
+    assert not processes.restarted(tmp_path)
+    processes.sign(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert processes.restarted(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tuesday")
+    assert not processes.restarted(tmp_path)
 
 
 def without_speed(place: Path) -> list[dict[str, str]]:

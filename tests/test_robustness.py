@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -138,12 +139,43 @@ def test_a_signal_then_resume_is_one_run(tmp_path, number):
         toy(parts, kill=(6, number), checkpoint_every=2)
     assert stopped.value.code == 128 + number
     assert [path.stem[-1] for path in folder.saved(parts)] == ["4", "6"]
-    toy(parts, resume=str(parts / "checkpoint_000004.pt"))  # the row of step 6 is there already
+    early = str(parts / "checkpoint_000004.pt")
+    with pytest.raises(UserError, match=r"holds later checkpoints \(checkpoint_000006\.pt\)"):
+        toy(parts, resume=early)
+    (parts / "checkpoint_000006.pt").unlink()
+    toy(parts, resume=early)  # the row of step 6 is there already
     name = "checkpoint_000008.pt"
     one, other = (checkpoint.load(place / name) for place in (tmp_path / "whole", parts))
     assert stress.same(one["ema"], other["ema"])
     assert stress.same(one["training"], other["training"])
     assert stress.rows(parts) == stress.rows(tmp_path / "whole")
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for name in ("999999", "1000000", "000004", "best", "12x"):
+        (tmp_path / f"checkpoint_{name}.pt").touch()
+    names = [path.stem.partition("_")[2] for path in folder.saved(tmp_path)]
+    assert names == ["000004", "999999", "1000000"]
+
+
+def test_images_per_second_are_those_of_the_steps_alone(tmp_path):
+    """A look of 0.3 s every other step, before and in that of the row, is not counted."""
+    model = nn.Linear(2, 2)
+    with Run(RunOptions(str(tmp_path), device="cpu"), tmp_path, "toy") as run:
+        run.track({}, "toy", model=model, ema=Ema(model, 0.9))
+        for step in run.steps(4):
+            time.sleep(0.05)
+            run.record(torch.rand(4), torch.ones(4, dtype=torch.int64), 8)
+            if step % 2 == 0:
+                with run.looking():
+                    time.sleep(0.3)
+                    run.log(4)
+                with run.looking():
+                    time.sleep(0.3)
+    with (tmp_path / "metrics.csv").open() as file:
+        speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+    assert len(speeds) == 2
+    assert all(40 < speed < 80 for speed in speeds)  # 8 images in 0.1 s
 
 
 def test_looking_draws_the_same_numbers_each_time_and_none_of_the_runs(tmp_path):

@@ -121,7 +121,8 @@ def main(
                 save_classes(process, averaged, data.shape, None, num_samples, 1.0, run.folder)
             run.say("Samples: samples.png, of the classes in labels.txt")
         run.say(
-            f"More of them: python sample_mnist.py --labels 3 1 4 --model_checkpoint {run.latest()}"
+            f"More of them: python {run.script('sample_mnist.py')} --labels 3 1 4 "
+            f"--model_checkpoint {run.latest()}"
         )
 
 

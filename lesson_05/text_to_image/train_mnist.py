@@ -128,7 +128,7 @@ def main(
                 save_prompted(process, averaged, data.shape, None, num_samples, 1.0, run.folder)
             run.say("Samples: samples.png, and what was asked for, prompts.txt")
         run.say(
-            "More of them: python sample_mnist.py --prompts seven 3 "
+            f"More of them: python {run.script('sample_mnist.py')} --prompts seven 3 "
             f"--model_checkpoint {run.latest()}"
         )
 
