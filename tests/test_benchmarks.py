@@ -263,6 +263,24 @@ def test_a_commit_that_is_not_there_is_named(tmp_path):
         before.lay_out("nowhere", tmp_path / "new")
 
 
+def test_networks_that_one_of_the_three_cannot_have_are_refused():
+    pytest.importorskip("diffusers")
+    pytest.importorskip("denoising_diffusion_pytorch")
+    from benchmarks import quality_race
+
+    data = mnist.load("digits")
+    quality_race.must_build(NETWORK, data)
+    for change in ({"foo": 1}, {"num_heads": 2}):
+        with pytest.raises(UserError):
+            quality_race.must_build(NETWORK | change, data)
+
+
+def test_missing_libraries_are_named(monkeypatch):
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -r benchmarks/requirements\.txt"):
+        contenders.needed()
+
+
 def test_memory_is_that_of_a_process_of_its_own():
     pytest.importorskip("diffusers")
     pytest.importorskip("denoising_diffusion_pytorch")

@@ -178,6 +178,16 @@ def test_images_per_second_are_those_of_the_steps_alone(tmp_path):
     assert all(40 < speed < 80 for speed in speeds)  # 8 images in 0.1 s
 
 
+def test_a_compiler_that_is_missing_is_one_line(tmp_path):
+    missing = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+    options = RunOptions(str(tmp_path), device="cpu", compile=True)
+    with (
+        pytest.raises(UserError, match=r"--compile true does not work here \(no C\+\+ compiler\)"),
+        Run(options, tmp_path, "toy"),
+    ):
+        raise missing("no C++ compiler")
+
+
 def test_looking_draws_the_same_numbers_each_time_and_none_of_the_runs(tmp_path):
     seen = toy(tmp_path / "often")
     assert len(seen) == 3
