@@ -182,7 +182,7 @@ def test_mathematics_survives_markdown(readme):
         assert formula.count("{") == formula.count("}"), formula
 
 
-def test_measuredof_the_lessons_are_those_of_the_scoreboard():
+def test_figures_of_the_lessons_are_those_of_the_scoreboard():
     """In the table of lessons, each row with a picture from the scoreboard has that row's FID of
     500 samples, and its bits/dim."""
     results = scoreboard.read(scoreboard.STORED / "results.json")
