@@ -198,6 +198,16 @@ def test_figures_of_the_lessons_are_those_of_the_scoreboard():
         assert row[bits].strip() == measured["bits/dim"], name
 
 
+def test_the_floor_of_the_rows_that_ask_for_digits_is_the_one_that_was_measured():
+    results = scoreboard.read(scoreboard.STORED / "results.json")
+    asked, drawn = (f"{results[row]['real']['fid_500']:.3g}" for row in ("text", "real"))
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert f"of 500 such images FID is {asked}, of 500 drawn at random {drawn}." in text
+    assert f"real images get {asked} in it" in (ROOT / "README.md").read_text()
+    floors = {results[row]["real"]["fid_500"] for row in ("classes", "classes_guided", "text_guided")}
+    assert floors == {results["text"]["real"]["fid_500"]}
+
+
 def test_what_the_benchmarks_readme_says_was_measured():
     """Its ratios, its shares and its tables are those of benchmarks/results."""
     folder = ROOT / "benchmarks" / "results"
