@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
             three=3,
             heads=self.num_heads,
         )
-        # By hand: on a CPU, the gradient of PyTorch's fused attention takes several times as long.
+        # By hand: on a CPU PyTorch's fused attention is slower, by figures in benchmarks/README.md.
         share = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
         y = rearrange(share @ v, "b heads n c -> b n (heads c)")
         return h + rearrange(self.out(y), "b (h w) c -> b c h w", h=h.shape[2])

@@ -204,7 +204,9 @@ def test_the_floor_of_the_rows_that_ask_for_digits_is_the_one_that_was_measured(
     text = (ROOT / "benchmarks" / "README.md").read_text()
     assert f"of 500 such images FID is {asked}, of 500 drawn at random {drawn}." in text
     assert f"real images get {asked} in it" in (ROOT / "README.md").read_text()
-    floors = {results[row]["real"]["fid_500"] for row in ("classes", "classes_guided", "text_guided")}
+    floors = {
+        results[row]["real"]["fid_500"] for row in ("classes", "classes_guided", "text_guided")
+    }
     assert floors == {results["text"]["real"]["fid_500"]}
 
 
@@ -229,6 +231,10 @@ def test_what_the_benchmarks_readme_says_was_measured():
             for key in ("diffusers, best", "denoising-diffusion-pytorch, best")
         ]
         assert f"| {name} | {cells[0]} | {cells[1]} |".replace("|  |", "| |") in text
+    attention = json.loads((folder / "attention.json").read_text())["attention"]
+    small, large = (times["fused"] / times["written out"] for times in attention.values())
+    assert f"takes {small:.1f} times as long on this CPU in the laptop preset" in text
+    assert f"{large:.1f} times in the paper's, there and back" in text
     trained = bench["training"]
     assert f"{trained['spent_on']['convolutions']:.0%} of its training step" in text
     assert f"reach {trained['convolutions_share_of_peak']:.0%} of the speed" in text
