@@ -1,7 +1,11 @@
-"""What the tests share: real digits, tiny runs, and command lines that end."""
+"""What the tests share: real digits, tiny runs, and a server."""
 
+import http.server
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -58,3 +62,40 @@ def train(folder: Path, **changes: object) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny finished run of lesson 5."""
     return train(tmp_path_factory.mktemp("trained") / "run")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `files`; a path with "hangs" is never answered, one with "half" is cut."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    released = threading.Event()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if "hangs" in self.path:
+            self.released.wait(30)
+            return
+        body = self.files.get(self.path.rsplit("/", 1)[-1])
+        self.send_response(200 if body is not None else 404)
+        body = body or b"<html>not here</html>"
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: len(body) // 2] if "half" in self.path else body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.daemon_threads = True
+    server.block_on_close = False
+    Server.released.clear()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    Server.released.set()
+    server.shutdown()

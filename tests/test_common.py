@@ -3,7 +3,6 @@
 import csv
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import pickle
@@ -12,15 +11,13 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, ROOT, train
+from conftest import NETWORK, ROOT, Server, train
 from PIL import Image
 from torch import Tensor
 
@@ -96,43 +93,6 @@ def test_batches_depend_on_seed_and_step_alone():
         assert [another[step][1].tolist() for step in range(1, 7)] != walked
     x0, label = one[1]
     assert torch.equal(images.to_uint8(x0).flatten().long(), label)
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `files`; a path with "hangs" is never answered, one with "half" is cut."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012
-    released = threading.Event()
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        if "hangs" in self.path:
-            self.released.wait(30)
-            return
-        body = self.files.get(self.path.rsplit("/", 1)[-1])
-        self.send_response(200 if body is not None else 404)
-        body = body or b"<html>not here</html>"
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if "half" in self.path else body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
-    server.block_on_close = False
-    Server.released.clear()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    Server.released.set()
-    server.shutdown()
 
 
 @pytest.fixture

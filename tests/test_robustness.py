@@ -8,19 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import strangers
 import stress
 import torch
-from conftest import ROOT
+from conftest import ROOT, Server
 from conftest import train as train_any
 from strangers import GOOD_CHECKPOINT, YAMLS, as_file, good_content, pickles
-from test_common import Server, address, fails  # noqa: F401 (a fixture)
+from test_common import fails
 from torch import nn
 
 from common import checkpoint, cli, download, folder, processes
@@ -158,24 +158,25 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     assert names == ["000004", "999999", "1000000"]
 
 
-def test_images_per_second_are_those_of_the_steps_alone(tmp_path):
-    """A look of 0.3 s every other step, before and in that of the row, is not counted."""
+def test_images_per_second_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+    """Looks, before a row and around it, are not counted; the clock is one of the test's own."""
+    now = [100.0]
+    monkeypatch.setattr("common.run.time", SimpleNamespace(perf_counter=lambda: now[0]))
     model = nn.Linear(2, 2)
     with Run(RunOptions(str(tmp_path), device="cpu"), tmp_path, "toy") as run:
         run.track({}, "toy", model=model, ema=Ema(model, 0.9))
         for step in run.steps(4):
-            time.sleep(0.05)
+            now[0] += 0.5
             run.record(torch.rand(4), torch.ones(4, dtype=torch.int64), 8)
             if step % 2 == 0:
                 with run.looking():
-                    time.sleep(0.3)
+                    now[0] += 3
                     run.log(4)
                 with run.looking():
-                    time.sleep(0.3)
+                    now[0] += 3
     with (tmp_path / "metrics.csv").open() as file:
         speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
-    assert len(speeds) == 2
-    assert all(40 < speed < 80 for speed in speeds)  # 8 images in 0.1 s
+    assert speeds == [8, 8]  # 8 images in a second
 
 
 def test_a_compiler_that_is_missing_is_one_line(tmp_path):
@@ -577,7 +578,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "diffusion-lessons"
 
 
-def test_a_download_that_is_too_large_or_too_slow(address, cache, monkeypatch):  # noqa: F811
+def test_a_download_that_is_too_large_or_too_slow(address, cache, monkeypatch):
     Server.files = {"model.pt": GOOD_CHECKPOINT}
     for name, value, said in [("MOST_BYTES", 100, "larger than"), ("MOST_SECONDS", 0, "longer")]:
         with monkeypatch.context() as patch:
@@ -587,14 +588,14 @@ def test_a_download_that_is_too_large_or_too_slow(address, cache, monkeypatch): 
         assert not list(cache.iterdir())
 
 
-def test_a_download_with_another_sum_is_not_kept(address, cache):  # noqa: F811
+def test_a_download_with_another_sum_is_not_kept(address, cache):
     Server.files = {"model.pt": GOOD_CHECKPOINT}
     with pytest.raises(UserError, match="it has the sha256"):
         checkpoint.load(f"{address}/model.pt", sha256="0" * 64)
     assert not list(cache.iterdir())
 
 
-def test_no_name_from_an_address_becomes_a_path(address, cache):  # noqa: F811
+def test_no_name_from_an_address_becomes_a_path(address, cache):
     Server.files = {"..%2f..%2fevil.pt": GOOD_CHECKPOINT, "evil.pt?x=": GOOD_CHECKPOINT}
     for name in Server.files:
         assert checkpoint.load(f"{address}/a/../../{name}")["step"] == 3
