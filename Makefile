@@ -18,29 +18,29 @@ check: .venv/tested  ## format, lint, types
 ablation: .venv/installed  ## train and measure every row of lesson 9's ablation
 	$(BIN)/python lesson_09/ablation.py
 
-scoreboard: .venv/installed  ## measure every row of the README's table again (MNIST is needed)
-	$(BIN)/python -m benchmarks.scoreboard
+scoreboard: .venv/benchmarks  ## measure every row of the README's table again (needs MNIST)
+	$(BIN)/python -m benchmarks.quality.scoreboard
 
-bench: .venv/benchmarks  ## speed and memory beside other libraries
-	$(BIN)/python -m benchmarks.bench
+bench: .venv/benchmarks  ## speed and memory, compared with other libraries
+	$(BIN)/python -m benchmarks.speed.bench
 
 COMMIT ?= HEAD
 before: .venv/installed  ## lesson 5's steps, before and after: make before COMMIT=94eae1f
-	$(BIN)/python -m benchmarks.before --commit $(COMMIT)
+	$(BIN)/python -m benchmarks.speed.before --commit $(COMMIT)
 
 quality-race: .venv/benchmarks  ## three libraries, the same data, 15 minutes each
-	$(BIN)/python -m benchmarks.quality_race
+	$(BIN)/python -m benchmarks.speed.race
 
-figures: .venv/installed  ## make the READMEs' pictures from the shipped networks (MNIST is needed)
-	$(BIN)/python -m common.figures
+figures: .venv/installed  ## make the READMEs' pictures from the shipped networks (needs MNIST)
+	$(BIN)/python -m benchmarks.quality.figures
 
 notebooks: .venv/tested  ## run every notebook and keep its pictures
 	$(BIN)/jupyter execute --inplace lesson_*/walkthrough.ipynb
 
-maps: .venv/tested  ## mend the line numbers in the READMEs' equation maps, and check them
+maps: .venv/tested  ## correct the line numbers in the READMEs' equation maps, and check them
 	$(BIN)/python -m tests.maps --fix
 
-stress: .venv/tested  ## kill, fill up, fuzz and soak: hours, on a machine that is left alone
+stress: .venv/tested  ## kills, full disks, damaged files, long runs: hours, on an idle machine
 	$(BIN)/python tests/stress.py kills --count 200
 	$(BIN)/python tests/stress.py files --count 10000
 	$(BIN)/python tests/stress.py disk --count 10  # makes small disks: needs root

@@ -1,36 +1,86 @@
-"""A typed, documented function as a command line, through jsonargparse.
+"""A typed, documented function as a command line.
 
-    def main(batch_size: int = 128, options: RunOptions = RunOptions()) -> None:
+    def main(num_steps: int = 50, options: SamplingOptions = SamplingOptions()) -> None:
         "What it does, and an `Args:` section that becomes the help."
 
     if __name__ == "__main__":
         cli.run(main)
 
-Every parameter is a flag; so is every field of a dataclass among them. A mistake is one line on
-standard error and exit code 2.
+Every parameter is a flag; so is every field of a parameter that is a dataclass. A value comes from
+the command line, else from a file (--config, the checkpoint of --resume), else it is the default.
+A mistake is one line on standard error and exit code 2.
 """
 
+import argparse
+import contextlib
 import dataclasses
+import difflib
 import inspect
 import json
+import re
 import sys
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser
 
-from common import checkpoint, processes
+from common import distributed
 from common.device import pick_device
-from common.errors import UserError, printable
-from common.folder import find_checkpoint, saved
+from common.errors import UserError, one_line
+from common.files import expand
+
+REQUIRED = inspect.Parameter.empty
+LARGEST = 2**32 - 1  # of whole numbers, seeds among them
+NOT_IN_PRESETS = ("config", "output_dir", "resume")
+FLOAT = r"[+-]?([0-9]{1,40}\.?|[0-9]{0,9}\.[0-9]{1,40})([eE][+-]?[0-9]{1,2})?"  # always finite
+TYPES: dict[Any, tuple[str, str, str, Callable[[str], Any]]] = {
+    # its name in the help and in messages, its pattern, and how its text is read
+    bool: ("true|false", "true or false", "(?i:true|false)", lambda text: text.lower() == "true"),
+    int: ("N", "a whole number", "[+-]?(0|[1-9][0-9]{0,9})", int),
+    float: ("X", "a finite number", FLOAT, float),
+    str: ("TEXT", "text", "(?s:.*)", str),
+}
+RESUME = "go on from the latest checkpoint, or from a file; auto begins a run if there is none"
 
 
-class Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-        raise UserError(" ".join(message.split()).replace("Parser key", "flag"))
+class Flag(NamedTuple):
+    """A flag: the type of its values, in TYPES or a Literal; whether it takes several; whether null
+    is one; its default; its help."""
+
+    type: Any
+    many: bool
+    optional: bool
+    default: Any
+    help: str
+
+    def in_words(self) -> tuple[str, str, str, Callable[[str], Any]]:
+        """As in TYPES."""
+        choices = get_args(self.type)
+        one_of = "|".join(choices)
+        return TYPES.get(self.type) or (one_of, f"one of {', '.join(choices)}", one_of, str)
+
+    def read(self, name: str, value: Any) -> Any:
+        """The value that text, from a command line or YAML, or JSON stands for."""
+        if self.optional and value in (None, "null"):
+            return None
+        if self.many and isinstance(value, list):
+            if self.type is not str and len(value) == 1 and str(value[0]).startswith("["):
+                value = re.findall(r"[^][,\s]+", str(value[0]))  # as one word: [1, 2]
+            one = self._replace(many=False, optional=False)
+            return [one.read(name, item) for item in value]
+        text = value if isinstance(value, str) else json.dumps(value)
+        _, wanted, pattern, convert = self.in_words()
+        if not self.many and re.fullmatch(pattern, text):
+            if self.type is not int or abs(int(text)) <= LARGEST:
+                return convert(text)
+            wanted = f"at most {LARGEST:,}"
+        raise UserError(f"{name} is {text!r:.80}: it must be {'a list' if self.many else wanted}")
+
+
+Flags = dict[str, Flag]
+Values = dict[str, Any]
 
 
 def run(
@@ -39,238 +89,245 @@ def run(
     presets: bool = False,
     **groups: type,
 ) -> None:
-    """Call main with what stands on the command line.
+    """Call main with the values of its flags.
 
     Args:
         main: the function.
         argv: the words of the command line; those of this process unless given.
-        presets: whether configs/laptop.yaml or paper.yaml beside main's file applies by default.
-        groups: parameters of main, each with the class whose arguments it collects in a dict: with
-            network=UNet, `--network.channels 64` arrives as main(network={"channels": 64, ...}).
+        presets: whether configs/paper.yaml (on cuda) or configs/laptop.yaml beside main's file
+            applies where neither --config nor --resume is given.
+        groups: parameters of main that are dicts, each with the class whose arguments it holds:
+            with network=UNet, `--network.channels 64` arrives as network={"channels": 64, ...}.
+            Arguments without a default are left to main.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # None if closed
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        call(main, words, presets, groups)
+        return call(main, list(sys.argv[1:] if argv is None else argv), presets, groups)
     except (UserError, OSError) as error:
-        which = f"process {processes.rank()}: " if processes.rank() > 0 else ""
-        print(f"{which}error: {printable(error)}", file=sys.stderr)
-        sys.exit(2)
+        line, code = f"error: {one_line(error)}", 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        line, code = "stopped", 130
+    process = f"process {distributed.rank()}: " if distributed.rank() > 0 else ""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(f"{process}{line}\n")
+    sys.exit(code)
 
 
 def call(
     main: Callable[..., None], words: list[str], presets: bool, groups: dict[str, type]
 ) -> None:
-    folder = Path(inspect.getfile(main)).resolve().parent
-    parameters = inspect.signature(main, eval_str=True).parameters
-    flat: dict[str, Any] = {
-        p.name: p.annotation for p in parameters.values() if dataclasses.is_dataclass(p.annotation)
-    }
-    parser = Parser(
-        prog=Path(inspect.getfile(main)).name, description=summary(main), allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="a preset: a YAML file of flags")
-    parser.add_function_arguments(main, as_positional=False, skip={*flat, *groups})
-    for name, kind in groups.items():
-        # The script says these, from its data and its own flags.
-        skip = {"image_channels", "image_size", "learned_variance", "num_timesteps"}
-        parser.add_class_arguments(kind, name, as_positional=False, skip=skip)
-    for kind in flat.values():
-        parser.add_class_arguments(kind, as_positional=False)
-
-    words = bare_resume(several_words(words, lists(parameters, groups)))
-    if "resume" in fields(flat):
-        words = resume_latest(words, output_of(words, folder))
-    resumed = value_of(words, "resume") if "resume" in fields(flat) else None
-    if resumed is not None:
-        parser.set_defaults(known(parser, resumed_config(resumed, words, folder)))
-    elif (
-        presets
-        and value_of(words, "config") is None
-        and "--help" not in words
-        and "-h" not in words
-    ):
-        quiet = any(word.startswith("--print_config") for word in words)
-        words = ["--config", default_preset(folder, value_of(words, "device"), quiet), *words]
-    words = presets_first(find_presets(words, folder))
-    values = parser.parse_args(words).as_dict()
-    values.pop("config", None)
-    check_seed(values.get("seed", 0))
-    if values.get("output_dir"):
-        values["output_dir"] = str(Path(values["output_dir"]).expanduser())
-    arguments = {p: values.pop(p) for p in list(values) if p in parameters}
-    for name, kind in flat.items():
-        arguments[name] = kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
+    folder = Path(inspect.getfile(inspect.unwrap(main))).resolve().parent
+    parameters = find_flags(main, groups)
+    flags = {name: flag for _, own in parameters.values() for name, flag in own.items()}
+    parser = make_parser(inspect.getdoc(main) or "", flags)
+    typed = read_words(parser, words, flags)
+    show, files = typed.pop("show", None), typed.pop("config", [])
+    stored, note = read_files(files, typed, flags, folder, presets)
+    values = {name: flag.default for name, flag in flags.items()} | stored | typed
+    if show is not None:
+        print(help_text(parser, values, note) if show == "help" else preset_text(values), end="")
+        sys.exit()
+    for name in values:
+        if values[name] is REQUIRED:
+            raise UserError(f"--{name} is missing: {flags[name].help}")
+    if (values.get("seed") or 0) < 0:
+        raise UserError(f"--seed is {values['seed']}: it must be from 0 to {LARGEST:,}")
+    arguments = {}
+    for name, (make, own) in parameters.items():
+        inner = {key.rpartition(".")[2]: values[key] for key in own}
+        arguments[name] = make(**inner) if make else inner[name]
+    if note and distributed.rank() == 0:
+        print(note, flush=True)
     main(**arguments)
 
 
-def summary(main: Callable[..., None]) -> str:
-    return (inspect.getdoc(main) or "").split("\nArgs:")[0].strip()
+def find_flags(
+    main: Callable[..., None], groups: dict[str, type]
+) -> dict[str, tuple[type | None, Flags]]:
+    """For each parameter of main its flags, and what is made of their values, if it has several.
+    A dict that is not a group has none."""
+    found: dict[str, tuple[type | None, Flags]] = {}
+    for name, flag in documented(main).items():
+        if name in groups:
+            inner = documented(groups[name]).items()
+            own = {f"{name}.{key}": f for key, f in inner if f.default is not REQUIRED}
+            found[name] = dict, own
+        elif dataclasses.is_dataclass(flag.type):
+            given = {} if flag.default is REQUIRED else vars(flag.default)
+            inner = documented(flag.type).items()
+            own = {key: f._replace(default=given.get(key, f.default)) for key, f in inner}
+            found[name] = flag.type, own
+        elif get_origin(flag.type) is not dict:
+            found[name] = None, {name: flag}
+    return found
 
 
-def lists(parameters: Mapping[str, inspect.Parameter], groups: dict[str, type]) -> dict[str, bool]:
-    """The flags that take several words, each with whether these are strings."""
-    named = {p.name: p.annotation for p in parameters.values()}
-    for group, kind in groups.items():
-        inner = inspect.signature(kind, eval_str=True).parameters.values()
-        named |= {f"{group}.{p.name}": p.annotation for p in inner}
-    result = {}
-    for name, annotation in named.items():
-        for part in [annotation, *typing.get_args(annotation)]:
-            if typing.get_origin(part) in (list, Sequence):
-                result[name] = typing.get_args(part) == (str,)
-    return result
+def documented(owner: Callable[..., Any]) -> Flags:
+    """The parameters of a function or class, with what its docstring or a base class's says."""
+    docs = {"resume": RESUME}
+    for part in reversed(getattr(owner, "__mro__", [owner])):
+        text = inspect.cleandoc(part.__doc__ or "")
+        docs |= re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
+    flags: Flags = {}
+    for name, parameter in inspect.signature(owner, eval_str=True).parameters.items():
+        kind = parameter.annotation
+        optional = NoneType in get_args(kind)
+        kind = get_args(kind)[0] if optional else kind
+        many = get_origin(kind) in (list, Sequence)
+        kind = get_args(kind)[0] if many else kind
+        text = " ".join(docs.get(name, "").split()).rstrip(".")
+        flags[name] = Flag(kind, many, optional, parameter.default, text)
+    return flags
 
 
-def fields(flat: dict[str, Any]) -> set[str]:
-    return {field.name for kind in flat.values() for field in dataclasses.fields(kind)}
+def make_parser(doc: str, flags: Flags) -> argparse.ArgumentParser:
+    """The parser that finds the words of each flag."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--flag value ...]",
+        description=doc.partition("\nArgs:")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("-h", "--help", dest="show", action="store_const", const="help", help="print this")
+    text = "print the values of all flags, as a file for --config"
+    add("--print_config", dest="show", action="store_const", const="config", help=text)
+    text = "a YAML file of flags, here or beside the script; flags typed come on top"
+    add("--config", metavar="FILE", action="append", help=text)
+    for name, flag in flags.items():
+        nargs = {"nargs": "+"} if flag.many else {}
+        nargs = {"nargs": "?", "const": "latest"} if name == "resume" else nargs
+        text = flag.help.replace("%", "%%") + " (required)" * (flag.default is REQUIRED)
+        add(f"--{name}", metavar=flag.in_words()[0], help=text, **nargs)
+    return parser
 
 
-def value_of(words: list[str], flag: str) -> str | None:
-    """What stands behind --flag, the last time it is given."""
-    value = None
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word == f"--{flag}":
-            value = following
-        elif word.startswith(f"--{flag}="):
-            value = word.partition("=")[2]
-    return value
+def read_words(parser: argparse.ArgumentParser, words: list[str], flags: Flags) -> Values:
+    """What stands on the command line."""
+    try:
+        namespace, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} {error.message}") from None
+    typed = vars(namespace)
+    if rest and "show" not in typed:
+        raise UserError(unknown(rest[0], flags))
+    for name in typed.keys() & flags.keys():
+        typed[name] = flags[name].read(f"--{name}", typed[name])
+    if typed.get("output_dir"):
+        typed["output_dir"] = str(expand(typed["output_dir"]))
+    return typed
 
 
-def several_words(words: list[str], lists: dict[str, bool]) -> list[str]:
-    """`--labels 3 1 4` as the one YAML value that jsonargparse reads: `--labels [3, 1, 4]`."""
-    result: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        result.append(word)
-        if word.startswith("--") and word[2:] in lists:
-            values = []
-            while rest and not rest[0].startswith("--"):
-                values.append(rest.pop(0))
-            if lists[word[2:]]:
-                values = [json.dumps(value) for value in values]
-            one = len(values) == 1 and values[0].startswith("[")
-            result.append(values[0] if one else "[" + ", ".join(values) + "]")
-    return result
+def unknown(word: str, flags: Flags) -> str:
+    name = word.lstrip("-").partition("=")[0]
+    inner = [flag for flag in flags if flag.startswith(f"{name}.")]
+    close = difflib.get_close_matches(name, [*flags, "config", "help", "print_config"], 1)
+    advice = f"did you mean --{close[0]}?" if close else "--help lists the flags"
+    if inner:
+        advice = f"take --{inner[0]} and so on, or --config for a file of flags"
+    return f"{word.partition('=')[0]} is not a flag: {advice}"
 
 
-def bare_resume(words: list[str]) -> list[str]:
-    result = []
-    for word, following in zip(words, [*words, "--"][1:], strict=True):
-        result.append(word)
-        if word == "--resume" and following.startswith("--"):
-            result.append("latest")
-    return result
+def read_files(
+    files: list[str], typed: Values, flags: Flags, folder: Path, presets: bool
+) -> tuple[Values, str]:
+    """The values in the checkpoint to resume, in each --config, or else in the preset that
+    applies; and a note about that preset."""
+    stored, note = read_resumed(typed, flags, folder) if typed.get("resume") else {}, ""
+    if presets and not stored and not files:
+        files, note = default_preset(folder, typed.get("device", "auto"))
+    for file in files:
+        path = find_preset(file, folder)
+        for name, value in read_preset(path).items():
+            if name not in flags:
+                raise UserError(f"{path}: {unknown(name, flags)}")
+            stored[name] = flags[name].read(f"{path}: {name}", value)
+    if "num_training_steps" in typed:
+        stored.pop("num_epochs", None)  # it would override them
+    return stored, note
 
 
-def resume_latest(words: list[str], output: Path) -> list[str]:
-    """As torchrun starts a run anew: from its last checkpoint, if it had saved one."""
-    again = processes.restarted(output) and saved(output)
-    return [*words, "--resume", "latest"] if again else words
+def read_resumed(typed: Values, flags: Flags, folder: Path) -> Values:
+    """The flags of the run to go on with; without paths, and those that are no flags any more."""
+    from common import checkpoint  # here, as it imports this module
+
+    output = Path(typed.get("output_dir") or folder / "output")
+    path = checkpoint.find_checkpoint(typed["resume"], output)
+    config = flat(checkpoint.read_header(path).config) if path else {}
+    names = config.keys() & flags.keys() - checkpoint.PATHS
+    return {name: flags[name].read(f"{path}: {name}", config[name]) for name in names}
 
 
-def output_of(words: list[str], folder: Path) -> Path:
-    """Where a run's checkpoints are."""
-    return Path(value_of(words, "output_dir") or folder / "output").expanduser()
-
-
-def resumed_config(resume: str, words: list[str], folder: Path) -> dict[str, Any]:
-    """The flags of the run to go on with; what stands on the command line comes on top."""
-    config = checkpoint.load(find_checkpoint(resume, output_of(words, folder)))["config"]
-    if value_of(words, "num_training_steps") is not None:
-        config.pop("num_epochs", None)  # it would decide
-    return config
-
-
-def check_seed(seed: int | None) -> None:
-    """Every seed there is makes 100,000 more, which must fit into 64 bits."""
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: take 0 to {2**32 - 1:,}")
-
-
-def known(parser: ArgumentParser, config: dict[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint's config is still a flag; nested keys are joined by dots."""
-    joined: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            joined |= {f"{key}.{inner}": v for inner, v in value.items()}
-        else:
-            joined[key] = value
-    flags = set(parser.get_defaults().keys())
-    return {key: value for key, value in joined.items() if key in flags}
-
-
-def default_preset(folder: Path, device: str | None, quiet: bool) -> str:
-    """paper.yaml for a GPU, laptop.yaml for anything else; says so, with its first line."""
-    kind = pick_device(device or "auto").type
+def default_preset(folder: Path, device: str) -> tuple[list[str], str]:
+    """The preset for the device, with a note about it."""
+    kind = pick_device(device).type
     chosen, other = ("paper", "laptop") if kind == "cuda" else ("laptop", "paper")
     path = folder / "configs" / f"{chosen}.yaml"
-    note = path.read_text().splitlines()[0].lstrip("# ")
-    if processes.rank() == 0 and not quiet:
-        print(f"Preset configs/{chosen}.yaml, as the device is {kind}: {note}")
-        print(f"The other one: --config configs/{other}.yaml", flush=True)
-    return str(path)
+    about = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    note = f"Preset configs/{chosen}.yaml, as the device is {kind}: {about}\n"
+    return [str(path)], f"{note}The other one: --config configs/{other}.yaml"
 
 
-def find_presets(words: list[str], folder: Path) -> list[str]:
-    """Each --config as a path that exists: from here, else beside the script."""
-    result = list(words)
-    for index, word in enumerate(words):
-        if word.startswith("--config="):
-            result[index] = "--config=" + preset_path(word.partition("=")[2], folder)
-        elif word == "--config" and index + 1 < len(words):
-            result[index + 1] = preset_path(words[index + 1], folder)
-    return result
-
-
-def presets_first(words: list[str]) -> list[str]:
-    """As jsonargparse lets a preset override the flags that stand before it."""
-    presets: list[str] = []
-    rest: list[str] = []
-    for word, before in zip(words, ["", *words], strict=False):
-        is_preset = word == "--config" or word.startswith("--config=") or before == "--config"
-        (presets if is_preset else rest).append(word)
-    return [*presets, *rest]
-
-
-def preset_path(name: str, folder: Path) -> str:
+def find_preset(name: str, folder: Path) -> Path:
+    """The file, here or beside the script."""
     for path in (Path(name), folder / name):
         if path.is_file():
-            check_preset(path)
-            return str(path)
-    there = sorted(str(p.relative_to(folder)) for p in folder.glob("configs/*.yaml"))
-    raise UserError(
-        f"--config {name} does not exist; beside the script are {', '.join(there) or 'none'}"
-    )
+            return path
+    beside = sorted(str(path.relative_to(folder)) for path in folder.glob("configs/*.yaml"))
+    raise UserError(f"--config {name} is not a file; beside the script are {', '.join(beside)}")
 
 
-def check_preset(path: Path) -> None:
-    """Refuse a file that is no short list of flags, before anything is made of it."""
-    if path.stat().st_size > 20_000:
-        raise UserError(f"--config {path} is too long for a preset: a YAML file of flags is wanted")
+def read_preset(path: Path) -> Values:
+    """The flags in a YAML file, their values as text."""
     depth = 0
     try:
+        if path.stat().st_size > 20_000:
+            raise ValueError("it is too long")
         text = path.read_text(encoding="utf-8")
         for event in yaml.parse(text):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > 10 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-                raise UserError(f"--config {path}: lists this deep, tags and aliases are refused")
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > 1000:
-                raise UserError(f"--config {path}: a value of more than 1,000 letters is refused")
-        root = yaml.compose(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--config {path} is no valid YAML ({reason})") from None
-    if root is not None and not isinstance(root, yaml.MappingNode):
-        raise UserError(f"--config {path} is no list of flags, such as `batch_size: 64`")
-    for key, value in root.value if root is not None else []:
-        if key.value == "config":
-            raise UserError(f"--config {path} names another preset: put their flags into one")
-        if key.value in ("output_dir", "resume") and value.value not in ("null", "~", ""):
-            raise UserError(
-                f"--config {path} sets {key.value}: give it on the command line instead"
-            )
+            if depth > 5 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise ValueError("it has tags, aliases, or lists in lists")
+        values = yaml.load(text, yaml.BaseLoader) or {}
+        if not isinstance(values, dict):
+            raise ValueError("it has no line such as `batch_size: 64`")
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not a file of flags ({one_line(error, 200)})") from None
+    values = flat(values)
+    for name in NOT_IN_PRESETS:
+        if values.pop(name, "null") not in ("null", "~", ""):
+            raise UserError(f"{path} sets {name}: give it on the command line instead")
+    return values
+
+
+def flat(values: Values) -> Values:
+    """{"network": {"channels": 64}} as {"network.channels": 64}."""
+    result: Values = {}
+    for name, value in values.items():
+        group = isinstance(value, dict)
+        result |= {f"{name}.{key}": v for key, v in value.items()} if group else {name: value}
+    return result
+
+
+def help_text(parser: argparse.ArgumentParser, values: Values, note: str) -> str:
+    """The help, with the values that the same command takes without --help."""
+    shown = {name: value for name, value in values.items() if value not in (None, REQUIRED)}
+    parser.set_defaults(**shown)
+    parser.epilog = note
+    return parser.format_help()
+
+
+def preset_text(values: Values) -> str:
+    """The values as a file for --config."""
+    nested: Values = {}
+    for name, value in values.items():
+        group, _, key = name.rpartition(".")
+        if value is not REQUIRED and name not in NOT_IN_PRESETS:
+            (nested.setdefault(group, {}) if group else nested)[key] = value
+    return yaml.safe_dump(nested, sort_keys=False)

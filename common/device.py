@@ -1,12 +1,14 @@
-"""Where the tensors live and how precisely they are computed."""
+"""Where the tensors live, how precisely they are computed, and the random numbers there."""
 
 import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -37,9 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what one step frees for the next one. By itself it returns large
-    tensors' memory, and the system clears every page that it gives out again, step after step. For
-    glibc; elsewhere nothing is done."""
+    """Make glibc keep freed memory for the next step. By default it returns large blocks to the
+    system, which then clears every page of them again at every step. Other libraries: no effect."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -57,7 +58,7 @@ def autocast(
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bfloat16 (without, it is slower than float32)."""
+    """Whether the hardware multiplies bfloat16 itself. Without, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "_is_avx512_bf16_supported"):
@@ -65,13 +66,45 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the random generators that code on this device draws from, by name."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+@contextlib.contextmanager
+def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """After the block the random generators go on where they were before it.
+
+    seed: of the random numbers inside; the generators' current state unless given.
+    """
+    states = random_states(device)
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+    finally:
+        set_random_states(device, states)
+
+
 def hardware(device: torch.device) -> str:
     """The device in words, for logs."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo") as lines:
-            models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         name = models[0] if models else name
     return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"

@@ -14,8 +14,8 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 class Ema(AveragedModel):
     """Exponential moving average of a network's weights, always in eval mode.
 
-    After n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself: without this warm-up
-    an average of decay 0.9999 would be the initial weights for the first 10,000 steps.
+    After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average. Without this
+    warm-up an average of decay 0.9999 would be the initial weights for the first 10,000 steps.
 
     Call `update_parameters(model)` after each optimiser step; call the average itself to sample.
     """
@@ -25,11 +25,11 @@ class Ema(AveragedModel):
             raise UserError(f"ema_decay is {decay}: it must be at least 0 and below 1")
 
         @torch.no_grad()
-        def average(averages: Tensors, values: Tensors, num_averaged: Tensor | int) -> None:
+        def update(averages: Tensors, values: Tensors, num_averaged: Tensor | int) -> None:
             n = int(num_averaged)
             torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + n) / (10 + n)))
 
-        super().__init__(model, multi_avg_fn=average)
+        super().__init__(model, multi_avg_fn=update)
         self.requires_grad_(False)
         self.eval()
 

@@ -1,12 +1,41 @@
-"""The one exception that is the user's to mend."""
+"""The one exception for mistakes that the user can correct, and the checks of numbers."""
+
+import math
 
 
 class UserError(ValueError):
     """What was wrong and what to do, in one line. The command line prints it and exits with 2."""
 
+    def __init__(self, text: object) -> None:
+        super().__init__(one_line(text))
 
-def printable(error: object) -> str:
-    """What an error says, in one line of bounded length; it may hold words from a file."""
-    words = " ".join(str(error)[:5000].split())
-    words = words if len(words) <= 600 else f"{words[:300]} ... {words[-300:]}"
-    return "".join(c if c.isprintable() else "?" for c in words)
+
+def one_line(error: object, limit: int = 600) -> str:
+    """An error's text as one printable line of bounded length, since it may quote a file."""
+    text = " ".join(str(error)[:5000].split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def check_at_least(bound: float, **values: float) -> None:
+    """Refuse, by its name, a value below the bound, nan or inf."""
+    for name, value in values.items():
+        check_finite(name, value)
+        if value < bound:
+            raise UserError(f"{name} is {value}: it must be at least {bound}")
+
+
+def check_above(bound: float, **values: float) -> None:
+    """Refuse, by its name, a value that is not above the bound, nan or inf."""
+    for name, value in values.items():
+        check_finite(name, value)
+        if value <= bound:
+            raise UserError(f"{name} is {value}: it must be above {bound}")
+
+
+def check_finite(name: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}: it must be a finite number")

@@ -1,101 +1,53 @@
 """Leave one thing out, and see what it was for.
 
-A break differs from the lesson in one line. The network that comes with the lesson is sampled with
-and without it, from the same noise at every step.
+Each break differs from the lesson in one line. The shipped network is sampled with and without it,
+from the same noise at every step.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import trange
 
-from common import checkpoint, cli, mnist
-from common.device import Precision, autocast, pick_device
-from common.images import from_uint8, save_rows
-from common.run import check
-from lesson_02.dpm import DPM, Gaussian, Network
-from lesson_02.sample_mnist import SHIPPED, load, read_mask, standard_and_shape
+from common import cli
+from common.break_it import Bench, BreakOptions, run_breaks
+from common.data import from_uint8, load_images
+from common.errors import check_at_least
+from lesson_02.dpm import DPM, Gaussian, Network, k_minus_null
+from lesson_02.sample_mnist import SHIPPED, read_mask, scaler_of
 
 Break = Literal["no_noise", "fixed_variance", "late_evidence"]
 
 
 def main(
     what: list[Break] | None = None,
-    model_checkpoint: str = SHIPPED,
-    num_samples: int = 8,
     num_images: int = 100,
     data_dir: str | None = None,
-    output_dir: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Precision = "auto",
+    options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED),
 ) -> None:
     """Break the lesson, one thing at a time: broken_no_noise.png and so on.
 
     Args:
-        what: no_noise, the steps back go to their mean; fixed_variance, the steps back have the
-            variance of the steps there; late_evidence, when inpainting, what is known is put into
-            the image after the last step alone. All of them unless given.
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        num_samples: images in a row.
-        num_images: test images for the bound that fixed_variance is measured by.
-        data_dir: of the test images; else $DIFFUSION_DATA, else data/.
-        output_dir: folder of the pictures; output/ in this lesson's folder unless given.
-        seed: of the noise.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
+        what: no_noise, each reverse step goes to its mean; fixed_variance, it has the variance of
+            the forward step; late_evidence, inpainting sets the known pixels after the last step
+            only. All of them unless given.
+        num_images: test images to compute the bound of fixed_variance on.
+        data_dir: folder of the test images; else $DIFFUSION_DATA, else data/.
     """
-    check(lambda value: value >= 1, "at least 1", num_samples=num_samples)
-    check(lambda value: value >= 2, "at least 2", num_images=num_images)
-    place = pick_device(device)
-    process, model, content = load(model_checkpoint)
-    standard, _ = standard_and_shape(content)
-    levels = mnist.load(content["dataset"], data_dir).test[: max(num_samples, num_images)]
-    folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
-    checkpoint.make_folder(folder)
-    torch.manual_seed(seed)
-    x0 = standard.encode(from_uint8(levels)).to(place)
-    bench = Bench(process.to(place), model.to(place), x0, num_samples, num_images, seed)
-    for name in what or list(BREAKS):
-        with autocast(place, precision):
-            rows = BREAKS[name](bench)
-        decoded = {row: standard.decode(images) for row, images in rows.items()}
-        save_rows(folder / f"broken_{name}.png", decoded)
-        print(f"{folder}/broken_{name}.png")
-
-
-@dataclass
-class Bench:
-    """A trained network, what to sample it with, and test images."""
-
-    process: DPM
-    model: Network
-    x0: Tensor
-    num_samples: int
-    num_images: int
-    seed: int
-
-    def draw(
-        self, process: DPM, name: str, evidence: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """Samples (B, C, H, W); the noise of every step is always the same."""
-        torch.manual_seed(self.seed)
-        xt = torch.randn_like(self.x0[: self.num_samples])
-        for t in trange(process.num_timesteps, 1, -1, unit="step", desc=name):
-            xt = process.p_sample(self.model, xt, t, evidence)
-        return xt
-
-    def broken(self, kind: type[DPM]) -> DPM:
-        return kind(self.process.beta().detach()).to(self.process.device)
+    check_at_least(2, num_images=num_images)
+    breaks: dict[Break, Callable[[Bench], dict[str, Tensor]]] = {
+        "no_noise": no_noise,
+        "fixed_variance": partial(fixed_variance, num_images=num_images, data_dir=data_dir),
+        "late_evidence": partial(late_evidence, data_dir=data_dir),
+    }
+    run_breaks("lesson_02", breaks, what, options)
 
 
 class NoNoise(DPM):
-    """Steps back to the mean: lesson_02's p_sample without its last term."""
+    """Goes to the mean: lesson_02's p_sample without its last term."""
 
     @torch.no_grad()
     def p_sample(
@@ -110,56 +62,72 @@ class NoNoise(DPM):
 
 
 class FixedVariance(DPM):
-    """Leaves out b: the variance of the step back is β_t."""
+    """Leaves out b: the variance of the reverse step is β_t."""
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
         mu, b = out.chunk(2, dim=1)
         return super().p_mean_variance(torch.cat([mu, torch.zeros_like(b)], 1), xt, t)
 
 
+def broken(kind: type[DPM], bench: Bench) -> DPM:
+    return kind(bench.process.beta()).to(bench.device)
+
+
+def sample(
+    bench: Bench, process: DPM, name: str, evidence: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Samples x1 (B, C, H, W); the noise is the same in every call."""
+    trajectory = process.trajectory(bench.model, bench.noise(), evidence)
+    return bench.last(trajectory, process.num_timesteps - 1, name)
+
+
+def load_x0(bench: Bench, num_images: int, data_dir: str | None) -> Tensor:
+    """The first test images, standardised."""
+    levels = load_images(bench.content.dataset, data_dir).test[:num_images]
+    torch.manual_seed(bench.options.seed)
+    return scaler_of(bench.content).encode(from_uint8(levels)).to(bench.device)
+
+
+def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: scaler_of(bench.content).decode(images) for name, images in rows.items()}
+
+
 def no_noise(bench: Bench) -> dict[str, Tensor]:
-    """Every step goes to the mean of all that could have been: so does the whole way."""
-    return {
-        "as it is": bench.draw(bench.process, "as it is"),
-        "no noise": bench.draw(bench.broken(NoNoise), "no noise"),
+    """The mean of all images that could come next is blurred, and every step blurs further."""
+    rows = {
+        "as it is": sample(bench, bench.process, "as it is"),
+        "no noise": sample(bench, broken(NoNoise, bench), "no noise"),
     }
+    return decoded(bench, rows)
 
 
-def fixed_variance(bench: Bench) -> dict[str, Tensor]:
-    """The bound says what it costs; then samples."""
-    rows = {}
-    for name, process in {
-        "as it is": bench.process,
-        "fixed variance": bench.broken(FixedVariance),
-    }.items():
-        torch.manual_seed(bench.seed)
-        terms = min(50, process.num_timesteps - 1)
-        bits = process.bound(bench.model, bench.x0[: bench.num_images], terms).total
-        error = bits.std() / math.sqrt(len(bits))
-        print(f"{name}: K - L_null = {bits.mean():.3f} ± {error:.3f} bits a pixel")
-        rows[name] = bench.draw(process, name)
-    return rows
+def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[str, Tensor]:
+    """The bound shows what it costs; the samples hardly do."""
+    x0, rows = load_x0(bench, num_images, data_dir), {}
+    fixed = broken(FixedVariance, bench)
+    for name, process in {"as it is": bench.process, "fixed variance": fixed}.items():
+        torch.manual_seed(bench.options.seed)
+        num_terms = min(50, process.num_timesteps - 1)
+        bits = process.bits_per_dim(bench.model, x0, num_terms).total
+        gain = k_minus_null(bits, x0.shape[1])
+        error = gain.std() / math.sqrt(len(gain))
+        print(f"{name}: K - L_null = {gain.mean():.3f} ± {error:.3f} bits a pixel")
+        rows[name] = sample(bench, process, name)
+    return decoded(bench, rows)
 
 
-def late_evidence(bench: Bench) -> dict[str, Tensor]:
-    """Without the known half in every step the other half cannot know what to fit to."""
-    x0 = bench.x0[: bench.num_samples]
-    _, *shape = x0.shape
-    missing = read_mask("left", (shape[0], shape[1], shape[2])).to(x0.device)
-    noise_var = torch.where(missing, float("inf"), 0.0).expand_as(x0)
-    drawn = bench.draw(bench.process, "at the end")
-    return {
+def late_evidence(bench: Bench, data_dir: str | None) -> dict[str, Tensor]:
+    """The missing half can fit to the known one only if every step sees that."""
+    x0 = load_x0(bench, bench.options.num_samples, data_dir)
+    missing = read_mask("left", x0.shape[-2], x0.shape[-1]).to(x0.device)
+    evidence = x0, torch.where(missing, torch.inf, 0.0).expand_as(x0)
+    x1 = sample(bench, bench.process, "at the end")
+    rows = {
         "the image": x0,
-        "in every step": bench.draw(bench.process, "in every step", (x0, noise_var)),
-        "at the end": torch.where(missing, drawn, x0),
+        "in every step": sample(bench, bench.process, "in every step", evidence),
+        "at the end": torch.where(missing, x1, x0),
     }
-
-
-BREAKS: dict[Break, Callable[[Bench], dict[str, Tensor]]] = {
-    "no_noise": no_noise,
-    "fixed_variance": fixed_variance,
-    "late_evidence": late_evidence,
-}
+    return decoded(bench, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Train a DPM on MNIST: the bound of Sohl-Dickstein et al. 2015 is maximised in the loop below."""
+"""Train a DPM on MNIST: the loop below maximises the bound of Sohl-Dickstein et al. 2015."""
 
 import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,171 +11,137 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from common import cli, mnist
+from common import cli
+from common.data import from_uint8
 from common.device import autocast
 from common.ema import Ema
-from common.images import from_uint8, save_grid, save_plot
-from common.run import Run, RunOptions, check, learning_rate_factor
-from lesson_02.dpm import (
-    DPM,
-    L_NULL,
-    Pair,
-    Standard,
-    draw_times,
-    erasing_beta,
-    standard,
-    strata,
-)
+from common.errors import check_at_least
+from common.options import TrainingOptions
+from common.pictures import save_grid, save_plot
+from common.sampling import save_samples
+from common.training import Run
+from lesson_02.dpm import DPM, L_NULL, Pair, Scaler, draw_times, erasing_beta, k_minus_null, strata
 from lesson_02.network import ConvDense
-from lesson_02.sample_mnist import save_forward, save_samples
+from lesson_02.sample_mnist import draw, save_forward
 
 
-def main(
-    dataset: mnist.Dataset = "auto",
-    data_dir: str | None = None,
-    network: dict[str, Any] | None = None,
-    num_timesteps: int = 1000,
-    learned_beta: bool = False,
-    dequantize: bool = True,
-    num_strata: int = 32,
-    num_training_steps: int = 10_000,
-    num_epochs: int | None = None,
-    batch_size: int = 512,
-    learning_rate: float = 1e-3,
-    num_warmup_steps: int = 200,
-    decay_learning_rate: bool = True,
-    max_grad_norm: float = 1.0,
-    ema_decay: float = 0.999,
-    num_samples: int = 64,
-    num_bound_images: int = 1000,
-    options: RunOptions = RunOptions(),
-) -> None:
-    """Train a DPM [SD15 Section 2.4], showing samples and the bound as it goes.
+@dataclass
+class Options(TrainingOptions):
+    """The flags of DPM.
 
     Args:
-        dataset: auto is MNIST or, where it cannot be had, the digits that come with scikit-learn.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
-        network: the arguments of the network.
-        num_timesteps: T, the steps of the diffusion.
         learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
-        dequantize: whether to spread each 8-bit level over its width; without it the model can
-            learn the grid, and K means nothing.
-        num_strata: parts of 2..T from which an image's t is drawn, longer the later they are; T - 1
-            of them are the paper's even draw.
-        num_training_steps: optimiser steps.
-        num_epochs: passes over the training images; where given, it decides.
-        batch_size: images a step.
-        learning_rate: of Adam.
-        num_warmup_steps: steps over which the rate rises to learning_rate.
-        decay_learning_rate: whether it then falls to zero in a straight line.
-        max_grad_norm: a longer gradient is scaled down to this norm.
-        ema_decay: of the averaged network, which is the one that is sampled.
-        num_samples: images to sample at the end, 0 for none.
+        dequantize: whether each 8-bit level gets noise of its width; without, the bound means
+            nothing, since the model can learn the grid of the levels.
+        num_strata: parts of 2..T that the t of a batch are drawn from, longer for later t; with
+            T - 1 of them t is drawn evenly, as in the paper.
         num_bound_images: training and test images for the bound at the end; fewer while training.
     """
-    config = dict(locals())
-    check(
-        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
-    )
-    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
-    check(lambda value: value >= 2, "at least 2", num_bound_images=num_bound_images)
-    with Run(options, Path(__file__).parent, "lesson_02") as run:
-        data = mnist.load(dataset, data_dir)
-        batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
-        if num_epochs is not None:
-            num_training_steps = num_epochs * batches.per_epoch
-        norm = standard(data.train)
-        config |= {"data_mean": norm.mean, "data_std": norm.std}
 
-        process = DPM(erasing_beta(num_timesteps), learned_beta).to(run.device)
-        edges = strata(num_timesteps, min(num_strata, num_timesteps - 1))
-        network = {"image_channels": data.channels, "image_size": data.size, **(network or {})}
-        config["network"] = network = {**network, "num_timesteps": num_timesteps}
-        model = run.prepare(ConvDense(**network))
-        pair = Pair(model, process)
-        ema = Ema(pair, ema_decay)
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    num_warmup_steps: int = 200
+    decay_learning_rate: bool = True
+    ema_decay: float = 0.999
+    learned_beta: bool = False
+    dequantize: bool = True
+    num_strata: int = 32
+    num_bound_images: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(2, num_bound_images=self.num_bound_images)
+
+
+def main(options: Options, network: dict[str, Any]) -> None:
+    """Train a DPM [SD15 Section 2.4], showing samples and the bound as it goes."""
+    with Run("lesson_02", options) as run:
+        data, batches = run.load_data()
+        T = options.num_timesteps
+        scaler = Scaler.fit(data.train)
+        encode = partial(scaler.encode, dequantize=options.dequantize)
+        process = DPM(erasing_beta(T), options.learned_beta)
+        edges = strata(T, min(options.num_strata, T - 1))
+        network = {"image_channels": data.channels, "image_size": data.size, **network}
+        network["num_timesteps"] = T
+        model = run.prepare(Pair(ConvDense(**network), process))
+        ema = Ema(model, options.ema_decay)
+        optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
+        config = {"network": network, "data_mean": scaler.mean, "data_std": scaler.std}
+        run.track(config, model=model, ema=ema, optimizer=optimizer)
+        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
         average = cast(Pair, ema.module)
-        optimizer = torch.optim.Adam(pair.parameters(), lr=learning_rate, fused=True)
-        factor = learning_rate_factor(num_training_steps, num_warmup_steps, decay_learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        run.track(config, data.name, model=pair, ema=ema, optimizer=optimizer, schedule=schedule)
-        run.describe("DPM [SD15]", model, data)
-        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
 
-        for step in run.steps(num_training_steps):
+        for step in run.steps():
             images, _ = batches[step]
-            x0 = norm.encode(images, dequantize)
-            t, weight = draw_times(batch_size, edges, run.device)
-            eps = torch.randn_like(x0)
-            with run.autocast():
-                losses = process.loss(parallel, x0, t, eps, weight)  # L_null - K
+            x0 = encode(images)
+            t, weight = draw_times(len(x0), edges, run.device)
+            x0, t_shard, eps, weight = run.shard(x0, t, torch.randn_like(x0), weight)
+            with run.autocast():  # L_null - K, [SD15 Eq. 14], estimated from one t an image
+                losses = weight * process.vlb_term(trained, x0, t_shard, eps) - process.ceiling()
             losses.mean().backward()
-            grad_norm = clip_grad_norm_(pair.parameters(), max_grad_norm)
-            rate = schedule.get_last_lr()[0]
-            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
+            losses = run.gather(losses)
+            grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
+            optimizer.param_groups[0]["lr"] = run.learning_rate
+            if run.is_finite(losses, t, grad_norm):
                 optimizer.step()
-                schedule.step()
-                ema.update_parameters(pair)
+                ema.update_parameters(model)
             optimizer.zero_grad()
 
+            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
             if run.due("log"):
-                with run.looking():
-                    some = slice(min(128, num_bound_images))
-                    train = gain(average, norm, data.train[some], 16, dequantize)
-                    test = gain(average, norm, data.test[some], 16, dequantize)
-                run.log(batch_size, **columns("train", train), **columns("test", test))
+                run.log(**bounds(run, average, encode, min(128, options.num_bound_images), 16))
             if run.due("preview"):
-                with run.looking():
+                with run.evaluating():
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
-                    samples = norm.decode(average.process.sample(average, x_T))
-                    save_grid(run.folder / f"samples_{step:06d}.png", samples)
+                    images = scaler.decode(average.process.sample(average, x_T))
+                    save_grid(run.folder / f"samples_{step:06d}.png", images)
 
-        save_forward(run.folder / "forward.png", process, norm, data.test[:4])
-        save_bound(run.folder, process.ceiling(data.channels).item())
-        run.say(f"Pictures of the training: samples_*.png, forward.png, bound.png in {run.folder}")
-        for name, levels in {"training": data.train, "test": data.test}.items():
-            with run.looking():
-                bits = gain(average, norm, levels[:num_bound_images], 50, dequantize)
-            run.say(summary(name, bits, norm, data.channels))
-        if num_samples > 0:
-            run.say(f"Sampling {num_samples} images in {num_timesteps - 1} steps each")
-            with run.looking(options.seed):
-                save_samples(average.process, average, norm, data.shape, num_samples, run.folder)
-            run.say(f"Samples: samples.png, reverse.gif, reverse.png in {run.folder}")
-        script = run.script("sample_mnist.py")
-        run.say(f"More of them: python {script} --model_checkpoint {run.latest()}")
+        save_forward(run.folder / "forward.png", process, scaler, data.test[:4])
+        save_bound(run.folder, data.channels * process.ceiling().item())
+        final = bounds(run, average, encode, options.num_bound_images, 50)
+        run.say(summary(final, scaler, data.channels))
+        if options.num_samples > 0:
+            with run.evaluating(options.seed):
+                samples = draw(average.process, average, scaler, data.shape, options.num_samples)
+            save_samples(run.folder, samples)
+        run.finish("sample_mnist.py")
 
 
-@torch.no_grad()
-def gain(pair: Pair, norm: Standard, levels: Tensor, num_terms: int, dequantize: bool) -> Tensor:
-    """K - L_null for each of the images, in bits per pixel, (N,), in float32, on the CPU."""
-    process = pair.process
+def bounds(
+    run: Run, average: Pair, encode: Callable[[Tensor], Tensor], num_images: int, num_terms: int
+) -> dict[str, float]:
+    """K - L_null of the averaged network on training and on test images, in bits per pixel: the
+    mean and its standard error. Computed in float32."""
+    figures, process = {}, average.process
     num_terms = min(num_terms, process.num_timesteps - 1)
-    parts = []
-    with autocast(process.device, "float32"):
-        for batch in levels.split(250):
-            x0 = norm.encode(from_uint8(batch.to(process.device)), dequantize)
-            parts.append(process.bound(pair, x0, num_terms).total.cpu())
-    return torch.cat(parts)
+    for name, levels in {"train": run.data.train, "test": run.data.test}.items():
+        totals = []
+        with run.evaluating(), autocast(run.device, "float32"):
+            for batch in levels[:num_images].split(250):
+                x0 = encode(from_uint8(batch.to(run.device)))
+                totals.append(process.bits_per_dim(average, x0, num_terms).total)
+        gain = k_minus_null(torch.cat(totals), levels.shape[1])
+        figures[f"k_minus_null_{name}"] = gain.mean().item()
+        figures[f"standard_error_{name}"] = gain.std().item() / len(gain) ** 0.5
+    return figures
 
 
-def columns(name: str, bits: Tensor) -> dict[str, float]:
-    """For metrics.csv: the mean of K - L_null over images, and its standard error."""
-    error = bits.std() / len(bits) ** 0.5
-    return {f"k_minus_null_{name}": bits.mean().item(), f"standard_error_{name}": error.item()}
-
-
-def summary(name: str, bits: Tensor, norm: Standard, channels: int) -> str:
-    mean, error = columns(name, bits).values()
-    return (
-        f"{len(bits):,} {name} images: K - L_null = {mean:.3f} ± {error:.3f}, "
-        f"K = {mean + channels * L_NULL:.3f} ± {error:.3f} bits a pixel; "
-        f"{norm.bits_per_dim(mean, channels):.3f} bits/dim"
-    )
+def summary(bounds: dict[str, float], scaler: Scaler, channels: int) -> str:
+    """A line each for the training and for the test images."""
+    lines = []
+    for name, images in {"train": "training", "test": "test"}.items():
+        gain, error = bounds[f"k_minus_null_{name}"], bounds[f"standard_error_{name}"]
+        bits = scaler.bits_per_level(-L_NULL - gain / channels)
+        lines.append(
+            f"Bound on {images} images: K - L_null = {gain:.3f} ± {error:.3f}, "
+            f"K = {gain + channels * L_NULL:.3f} bits a pixel; {bits:.3f} bits/dim"
+        )
+    return "\n".join(lines)
 
 
 def save_bound(folder: Path, ceiling: float) -> None:
-    """The bound while training, beside its ceiling."""
+    """The bound while training, beside its ceiling, in bits per pixel."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
@@ -181,7 +150,7 @@ def save_bound(folder: Path, ceiling: float) -> None:
         for name in ("train", "test")
     }
     curves["ceiling"] = (steps, [ceiling] * len(steps))
-    title = "The bound, above that of an isotropic Gaussian, and the most that β_1 lets it be."
+    title = "The bound K, above that of an isotropic Gaussian, and the highest that β_1 allows."
     label = "K - L_null, bits a pixel"
     save_plot(folder / "bound.png", curves, "training step", label, title, yscale="linear")
 

@@ -1,12 +1,12 @@
 """Denoising Diffusion Probabilistic Models, Ho, Jain & Abbeel 2020 (arXiv 2006.11239), "Ho20".
 
-The time t counts as in the paper: x0 is the image, xT is noise, and slot 0 of every table belongs
-to the clean image. Tables have shape (T+1, 1, 1, 1), so that table[t] of t (B,) multiplies images
+Times t count as in the paper: x0 is the image, xT is noise, and slot 0 of every table is the clean
+image's. Tables have shape (T+1, 1, 1, 1), so that table[t] with t (B,) multiplies images
 (B, C, H, W).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -27,10 +27,10 @@ class Gaussian(NamedTuple):
 
 
 class BitsPerDim(NamedTuple):
-    """A bound on the bits that one value of one pixel costs: Eq. 5 / (C H W ln 2), per image.
+    """An upper bound on the bits per dimension of each image: Eq. 5 / (C H W ln 2).
 
-    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t; the
-    total is the prior plus the sum over all T of them, estimated where K < T.
+    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t. The
+    total is the prior plus the sum of all T terms, estimated from K of them where K < T.
     """
 
     total: Tensor
@@ -42,8 +42,8 @@ class BitsPerDim(NamedTuple):
 def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """Variances of the T forward steps, from beta_1 to beta_T in equal steps [Ho20 Section 4].
 
-    float64 (T,). The paper has T = 1000; another T takes betas larger by 1000/T, as in lesson 9's
-    paper, so that x_T is noise all the same.
+    float64 (T,). The paper has T = 1000. For another T the betas are multiplied by 1000/T, as in
+    lesson 9's paper, so that x_T is still noise.
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
@@ -63,9 +63,9 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
 
 
 def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
-    """Log of the mass that p gives to each pixel's 8-bit level, in nats per pixel [Ho20 Eq. 13].
+    """Log of the probability of each pixel's 8-bit level under p, in nats per pixel [Ho20 Eq. 13].
 
-    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels reach to -∞ and ∞.
+    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels extend to -∞ and ∞.
 
     x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
     Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
@@ -73,7 +73,7 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     precision = torch.exp(-0.5 * p.log_var)
     above = precision * (x + 1 / 255 - p.mean)
     below = precision * (x - 1 / 255 - p.mean)
-    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): of the two take the one in the left tail, where log Φ is exact.
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the one in the left tail, where log Φ is exact.
     right_tail = above + below > 0
     high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
     low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
@@ -94,9 +94,9 @@ class DDPM(nn.Module):
 
     signal_rate: Tensor  # √ᾱ_t
     noise_rate: Tensor  # √(1-ᾱ_t)
-    post_x0: Tensor  # what x0 and xt weigh in the posterior's mean
-    post_xt: Tensor
-    post_log_var: Tensor  # log β̃_t
+    posterior_x0_coef: Tensor  # coefficients of x0 and xt in the posterior mean
+    posterior_xt_coef: Tensor
+    posterior_log_var: Tensor  # log β̃_t
     log_var: Tensor  # log σ_t² of the reverse steps
 
     def __init__(self, beta: Tensor, variance: Variance = "beta") -> None:
@@ -107,11 +107,11 @@ class DDPM(nn.Module):
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         beta = torch.cat([zero, beta.double()])
         self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
-        before = torch.cat([one, alpha_bar[:-1]])
-        noise = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t, with slot 0 kept out of a division
+        alpha_bar_prev = torch.cat([one, alpha_bar[:-1]])
+        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0, to divide by
 
-        beta_tilde = (1 - before) / noise * beta  # Eq. 7
-        # β̃_1 = 0 has no logarithm; the authors' code puts β̃_2 there, for both variances.
+        beta_tilde = (1 - alpha_bar_prev) / noise_var * beta  # Eq. 7
+        # β̃_1 = 0 has no logarithm; as in the authors' code, β̃_2 replaces it for both variances.
         beta_tilde[:2] = beta_tilde[min(2, T)] if T > 1 else beta[1]
         variances = (
             beta_tilde if variance == "beta_tilde" else torch.cat([beta_tilde[:2], beta[2:]])
@@ -119,35 +119,39 @@ class DDPM(nn.Module):
 
         self.table("signal_rate", alpha_bar.sqrt())
         self.table("noise_rate", (1 - alpha_bar).sqrt())
-        self.table("post_x0", before.sqrt() * beta / noise)
-        self.table("post_xt", (1 - beta).sqrt() * (1 - before) / noise)
-        self.table("post_log_var", beta_tilde.log())
+        self.table("posterior_x0_coef", alpha_bar_prev.sqrt() * beta / noise_var)
+        self.table("posterior_xt_coef", (1 - beta).sqrt() * (1 - alpha_bar_prev) / noise_var)
+        self.table("posterior_log_var", beta_tilde.log())
         self.table("log_var", variances.log())
 
     def table(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values.float().view(-1, 1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.signal_rate.device
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The noisy image: xt = √ᾱ_t x0 + √(1-ᾱ_t) ε [Ho20 Eq. 4]."""
         return self.signal_rate[t] * x0 + self.noise_rate[t] * eps
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
-        """q(x_{t-1} | xt, x0): one step back if the clean image were known [Ho20 Eq. 6, 7].
+        """q(x_{t-1} | xt, x0): the reverse step if x0 were known [Ho20 Eq. 6, 7].
 
         μ̃_t = √ᾱ_{t-1} β_t/(1-ᾱ_t) x0 + √α_t (1-ᾱ_{t-1})/(1-ᾱ_t) xt,  β̃_t = (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
         """
-        mean = self.post_x0[t] * x0 + self.post_xt[t] * xt
-        return Gaussian(mean, self.post_log_var[t].expand_as(mean))
+        mean = self.posterior_x0_coef[t] * x0 + self.posterior_xt_coef[t] * xt
+        return Gaussian(mean, self.posterior_log_var[t].expand_as(mean))
 
     def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The clean image that xt holds if eps is its noise: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
+        """The clean image in xt if eps is the noise in it: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
         return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
         """p(x_{t-1} | xt) from out = model(xt, t): the posterior of the estimated x0 [Ho20 Eq. 11].
 
-        Without clipping the mean is Eq. 11's 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂), written by way of x̂0.
-        Differs: clipping x̂0 to [-1, 1] stands in the authors' code, not in the paper.
+        Without clipping the mean equals Eq. 11's 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂).
+        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
         """
         x0_hat = self.predict_x0(xt, t, out)
         if clip_x0:
@@ -156,40 +160,39 @@ class DDPM(nn.Module):
         return Gaussian(mean, self.log_var[t].expand_as(mean))
 
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """L_simple: the mean squared error of the noise estimate [Ho20 Eq. 14]. (B,), 1 per element
-        for a network that answers 0."""
+        """L_simple: the mean squared error of the predicted noise [Ho20 Eq. 14].
+
+        (B,), a mean over each image's values: about 1 for a network that predicts 0.
+        """
         eps_hat = model(self.q_sample(x0, t, eps), t)
         return ((eps - eps_hat) ** 2).flatten(1).mean(1)
 
     @torch.no_grad()
     def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
-        """One step back: x_{t-1} from xt, without noise at the last, t = 1 [Ho20 Algorithm 2]."""
+        """One reverse step: x_{t-1} from xt, without noise at t = 1 [Ho20 Algorithm 2]."""
         t_batch = torch.full((len(xt),), t, device=xt.device)
         p = self.p_mean_variance(model(xt, t_batch), xt, t_batch, clip_x0)
         return p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * torch.randn_like(xt)
 
-    def sample(
-        self,
-        model: Network,
-        x_T: Tensor,
-        clip_x0: bool = True,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """From noise x_T (B, C, H, W) to images, in T steps [Ho20 Algorithm 2].
-
-        on_step(t - 1, x_{t-1}) sees every image on the way.
-        """
+    def trajectory(
+        self, model: Network, x_T: Tensor, clip_x0: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """From noise x_T (B, C, H, W) to images: yields (t, xt), t = T-1 ... 0 [Ho20 Algorithm 2]."""
         xt = x_T
         for t in range(self.num_timesteps, 0, -1):
             xt = self.p_sample(model, xt, t, clip_x0)
-            if on_step is not None:
-                on_step(t - 1, xt)
-        return xt
+            yield t - 1, xt
+
+    def sample(self, model: Network, x_T: Tensor, clip_x0: bool = True) -> Tensor:
+        """The images at the end of the trajectory from x_T (B, C, H, W)."""
+        for _, xt in self.trajectory(model, x_T, clip_x0):
+            x0 = xt
+        return x0
 
     def vlb_term(
         self, model: Network, x0: Tensor, t: Tensor, eps: Tensor, clip_x0: bool = False
     ) -> Tensor:
-        """The term of the bound that belongs to t, in bits per dimension, (B,) [Ho20 Eq. 5].
+        """The term of the bound at t, in bits per dimension, (B,) [Ho20 Eq. 5].
 
         t > 1: L_{t-1} = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt));  t = 1: L_0 = -log p(x0 | x1)
         """
@@ -216,9 +219,9 @@ class DDPM(nn.Module):
     ) -> BitsPerDim:
         """The bound of Eq. 5 on x0 (B, C, H, W), each image with its own noise [Ho20 Eq. 5].
 
-        All T terms, or `num_terms` of them: t = 1 always, and from each of num_terms - 1 equal
-        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased;
-        the standard error of the mean over images is total.std() / √B.
+        All T terms, or an unbiased estimate from `num_terms` of them: t = 1, and one t from each of
+        num_terms - 1 equal parts of 2..T, drawn for each image and weighted by the part's length.
+        The standard error of the mean over images is total.std() / √B.
         """
         edges = strata(self.num_timesteps, num_terms)
         prior = self.prior_bits(x0)
@@ -242,10 +245,10 @@ def strata(T: int, num_terms: int | None) -> list[int]:
 
 @torch.no_grad()
 def preview(process: DDPM, model: Network, x_T: Tensor, num_steps: int = 50) -> Tensor:
-    """Algorithm 2 on only num_steps of the T steps, evenly spread: a quick look while training.
+    """Quick samples while training: Algorithm 2 on num_steps of the T steps, evenly spaced.
 
-    Straight from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1} and 1 - ᾱ_t/ᾱ_s for β_t.
-    Differs: the paper takes every step. Why fewer may do is lessons 6 and 9.
+    For a step from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1} and 1 - ᾱ_t/ᾱ_s for β_t.
+    Differs: the paper takes every step. Lessons 6 and 9 explain why fewer can be enough.
     """
     T = process.num_timesteps
     times = torch.linspace(T, 0, min(num_steps, T) + 1).round().long().tolist()

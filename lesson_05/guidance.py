@@ -1,7 +1,7 @@
 """Classifier-free guidance, Ho & Salimans 2022 (arXiv 2207.12598), "HoSalimans22".
 
-A network that has learned with its condition and, now and then, with a learned null in its place,
-can be asked for more of the condition than it would give by itself.
+The network is trained with a condition which is now and then replaced by a learned null. When it is
+sampled, its estimate can then be moved further away from the unconditional one.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from common.errors import UserError
-from lesson_05.ddpm import DDPM, Network
+from common.errors import UserError, check_at_least
+from common.sampling import Trajectory
+from lesson_05.ddpm import Network
 
 V = TypeVar("V")
 
@@ -23,7 +23,8 @@ class Guided:
     ε̂ = ε̂(xt, t, ∅) + s (ε̂(xt, t, c) - ε̂(xt, t, ∅))
 
     s = 1 is the plain conditional estimate, s = 0 the unconditional one: one evaluation each. Any
-    other s takes both, in one batch of twice the size. A process sees an ordinary network.
+    other s needs both, which are computed in one batch of twice the size. For a process it is a
+    network like any other.
     Differs: the paper writes w = s - 1.
 
     Args:
@@ -40,8 +41,7 @@ class Guided:
         condition: Any,
         null: Any,
     ) -> None:
-        if not 0 <= scale < float("inf"):
-            raise UserError(f"guidance is {scale}: it must be at least 0; 1 is plain conditional")
+        check_at_least(0, guidance=scale)
         self.model, self.scale = model, scale
         if scale in (0, 1):
             self.condition = condition if scale == 1 else null
@@ -64,43 +64,28 @@ def join(first: Any, second: Any) -> Any:
 
 
 def drop(condition: Tensor, null: Tensor, probability: float) -> Tensor:
-    """For training: with this probability, for each image by itself, the null is its condition
-    [HoSalimans22 Algorithm 1]. condition, null (B, ...)."""
+    """Replace the condition of each image by its null with this probability, independently
+    [HoSalimans22 Algorithm 1].
+
+    condition, null (B, ...).
+    """
     if not 0 <= probability <= 1:
         raise UserError(f"drop_probability is {probability}: it must be from 0 to 1")
     dropped = torch.rand(len(condition), device=condition.device) < probability
     return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
 
-def in_turn(values: Sequence[V], num_samples: int, name: str) -> list[V]:
-    """One value a sample: the first, the second, ..., and after the last the first again."""
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}: it must be at least 1")
+def conditional(trajectory: Trajectory, bind: Callable[[Tensor], Network]) -> Trajectory:
+    """trajectory(network, x_T) as a function of x_T and its conditions: bind(conditions) is the
+    network."""
+    return lambda x_T, condition: trajectory(bind(condition), x_T)
+
+
+def one_per_sample(values: Sequence[V], num_samples: int, name: str) -> list[V]:
+    """One of the values for each sample, repeated from the first on where there are too few."""
     if not 1 <= len(values) <= num_samples:
         raise UserError(
             f"{len(values)} {name} for {num_samples} samples: give 1 to {num_samples} of them "
             f"(fewer are repeated in turn), or --num_samples {max(len(values), 1)}"
         )
     return [values[i % len(values)] for i in range(num_samples)]
-
-
-@torch.no_grad()
-def sample_each(
-    process: DDPM,
-    bind: Callable[[Tensor], Network],
-    conditions: Tensor,
-    shape: tuple[int, int, int],
-    clip_x0: bool = True,
-) -> Tensor:
-    """Algorithm 2 for each of the conditions (N, ...), 64 at a time -> x0 (N, C, H, W), on the CPU.
-
-    bind(some of the conditions) is the network to sample for these.
-    """
-    device, batches = process.signal_rate.device, []
-    chunks = conditions.to(device).split(64)
-    with tqdm(total=len(chunks) * process.num_timesteps, unit="step", desc="sampling") as bar:
-        for chunk in chunks:
-            x_T = torch.randn(len(chunk), *shape, device=device)
-            x0 = process.sample(bind(chunk), x_T, clip_x0, lambda t, xt: bar.update() and None)
-            batches.append(x0.cpu())
-    return torch.cat(batches)

@@ -1,15 +1,15 @@
 """Denoising Diffusion Implicit Models, Song, Meng & Ermon 2021 (arXiv 2010.02502), "Song21".
 
-A network that was trained as in lesson 5, sampled in S of the T steps, with as much or as little
-noise as one likes. Nothing here is trained and nothing is kept: these are functions of a network
-that estimates the noise, eps_hat = model(xt, t), and of lesson 5's process.
+A network trained as in lesson 5 is sampled in S of the T steps, and how much noise each step adds
+is a choice. Nothing here is trained or stored: these are functions of a network that predicts the
+noise, eps_hat = model(xt, t), and of lesson 5's process.
 
-The paper's α_t is lesson 5's ᾱ_t, and that is what it is called here. The paper's τ_1 < ... < τ_S
-are the times at which the network is asked; s < t are two neighbours among 0, τ_1, ..., τ_S.
+The paper's α_t is lesson 5's ᾱ_t and has that name here. The network is evaluated at the times
+τ_1 < ... < τ_S; s < t are two neighbours among 0, τ_1, ..., τ_S.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -23,18 +23,20 @@ Spacing = Literal["uniform", "quadratic", "trailing"]
 
 
 def ddim_timesteps(T: int, S: int, spacing: Spacing = "uniform") -> list[int]:
-    """The times τ_1 < ... < τ_S at which the network is asked [Song21 Section 4.2, Appendix D.2].
+    """The times τ_1 < ... < τ_S of the network's evaluations [Song21 Section 4.2, Appendix D.2].
 
     uniform: τ_i = 1 + (i-1) ⌊T/S⌋.  quadratic: τ_i = 1 + ⌊0.8 T ((i-1)/(S-1))²⌋, dense near the
-    image.  trailing: τ_i = i T/S to the nearest, so that the first step starts at T.
+    image.  trailing: τ_i = i T/S, rounded, so that the first step starts at T.
 
     S distinct integers in 1..T, ascending; S = 1 is T alone.
-    Differs: the authors' loop over the stride runs more than S steps where S does not divide T;
-    here it stops after S. Times of the quadratic rule that fall together are moved up. Trailing is
-    not in the paper.
+    Differs: where S does not divide T, the authors' loop over the stride takes more than S steps;
+    here it stops after S. Equal times of the quadratic rule are moved up until they differ; the
+    authors' 50 of 1000 contain the first time twice. Trailing is not in the paper.
     """
     if not 1 <= S <= T:
-        raise UserError(f"num_steps is {S}: take 1 to {T}, the steps that the network learned")
+        raise UserError(
+            f"num_steps is {S}: take 1 to {T}, the steps that the network was trained on"
+        )
     if spacing not in get_args(Spacing):
         raise UserError(f"spacing {spacing!r} is not known: take {', '.join(get_args(Spacing))}")
     if S == 1:
@@ -55,7 +57,7 @@ def ddim_sigma(alpha_bar_t: float, alpha_bar_s: float, eta: float) -> float:
 
     σ = η √((1-ᾱ_s)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s)
 
-    η = 0 is DDIM. η = 1 is DDPM's √β̃, of all steps between t and s at once. 0 for s = 0.
+    η = 0 is DDIM. η = 1 is DDPM's √β̃ for the step from t to s. σ is 0 for s = 0.
     """
     check_eta(eta)
     if eta == 0:
@@ -76,63 +78,39 @@ def ddim_step(
     eta: float = 0.0,
     sigma_hat: bool = False,
 ) -> Tensor:
-    """From xt straight to xs: the estimated image, noised again to the level of s [Song21 Eq. 12].
+    """One step from xt to xs: the estimated image, noised again to the level of s [Song21 Eq. 12].
 
     xs = √ᾱ_s x̂0 + √(1-ᾱ_s-σ²) ε̂ + σ z,  x̂0 = (xt - √(1-ᾱ_t) ε̂)/√ᾱ_t [Eq. 9],  z ~ N(0, 1)
 
-    Of the noise in xs the share σ is new and the rest is what was in xt, so that xs is as noisy as
-    the network knows it [Song21 Eq. 7, Lemma 1]; ᾱ_s = 1 is the image.
-    With η = 0 the step can be taken upwards, too, to a noisier s [Song21 Eq. 13].
+    The noise in xs has the variance 1 - ᾱ_s, as in training [Song21 Eq. 7, Lemma 1]: σ² of it is
+    new, the rest is the noise that was in xt. ᾱ_s = 1 gives the image x̂0.
+    With η = 0 a step can also go to a noisier s [Song21 Eq. 13].
 
-    sigma_hat, with η = 1: multiplies z by the larger σ̂ = √(1 - ᾱ_t/ᾱ_s), √β of DDPM, except in
-    the last step, which adds no noise [Song21 Section 5; as in the code, σ stays in the root].
+    sigma_hat, with η = 1: z is multiplied by the larger σ̂ = √(1 - ᾱ_t/ᾱ_s), DDPM's √β, but σ stays
+    in the root, as in the authors' code; the last step adds no noise [Song21 Section 5].
+    Differs: for σ̂ the authors' code (`ddpm_steps`) also clips x̂0 to [-1, 1].
     """
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     if sigma_hat and eta != 1:
         raise UserError(f"sigma_hat goes with eta 1, not {eta}")
     x0_hat = (xt - math.sqrt(1 - alpha_bar_t) * eps_hat) / math.sqrt(alpha_bar_t)
-    kept = math.sqrt(max(1 - alpha_bar_s - sigma**2, 0.0))
-    mean = math.sqrt(alpha_bar_s) * x0_hat + kept * eps_hat
+    eps_coef = math.sqrt(max(1 - alpha_bar_s - sigma**2, 0.0))
+    mean = math.sqrt(alpha_bar_s) * x0_hat + eps_coef * eps_hat
     if sigma == 0:
         return mean
     scale = math.sqrt(1 - alpha_bar_t / alpha_bar_s) if sigma_hat else sigma
     return mean + scale * torch.randn_like(xt)
 
 
-@torch.no_grad()
-def ddim_sample(
-    model: Network,
-    process: DDPM,
-    x_T: Tensor,
-    num_steps: int = 50,
-    eta: float = 0.0,
-    spacing: Spacing = "uniform",
-    clip_x0: bool = False,
-    sigma_hat: bool = False,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """From noise x_T (B, C, H, W) to images in num_steps steps [Song21 Section 4.2].
-
-    With η = 0 the images are a function of x_T: no other random number is drawn.
-    on_step(s, xs) sees every image on the way, the last one at s = 0.
-
-    clip_x0: x̂0 is clipped to [-1, 1], and ε̂ is what xt then holds besides it.
-    """
-    times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
-    xt = x_T
-    for s, t in reversed(list(pairwise(times))):
-        alpha_bar_t, alpha_bar_s = process.alpha_bar[[t, s]].tolist()
-        eps_hat = model(xt, torch.full((len(xt),), t, device=xt.device))
-        if clip_x0:
-            eps_hat = clip_eps(xt, eps_hat, alpha_bar_t)
-        xt = ddim_step(xt, eps_hat, alpha_bar_t, alpha_bar_s, eta, sigma_hat)
-        if on_step is not None:
-            on_step(s, xt)
-    return xt
+def predict_noise(model: Network, xt: Tensor, t: int) -> Tensor:
+    """ε̂ = model(xt, t) (B, C, H, W), without the channels in which lesson 9's networks predict a
+    variance."""
+    t_batch = torch.full((len(xt),), t, device=xt.device)
+    return model(xt, t_batch)[:, : xt.shape[1]]
 
 
 def clip_eps(xt: Tensor, eps_hat: Tensor, alpha_bar_t: float) -> Tensor:
-    """The noise in xt if its image is x̂0 clipped to [-1, 1] [Song21 Eq. 9, there and back].
+    """The noise that goes with x̂0 clipped to [-1, 1]: Eq. 9 solved for ε̂ [Song21 Eq. 9].
 
     Differs: the paper does not clip.
     """
@@ -142,45 +120,96 @@ def clip_eps(xt: Tensor, eps_hat: Tensor, alpha_bar_t: float) -> Tensor:
 
 
 @torch.no_grad()
-def ddim_encode(
+def ddim_trajectory(
     model: Network,
     process: DDPM,
-    x0: Tensor,
+    x_T: Tensor,
     num_steps: int = 50,
+    eta: float = 0.0,
     spacing: Spacing = "uniform",
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """The noise (B, C, H, W) that ddim_sample with η = 0 turns into x0, all but an error that
-    falls as num_steps grows: the same steps, upwards [Song21 Section 4.3, 5.4].
+    clip_x0: bool = False,
+    sigma_hat: bool = False,
+) -> Iterator[tuple[int, Tensor]]:
+    """From noise x_T (B, C, H, W) to images in num_steps steps [Song21 Section 4.2].
 
-    Each step is one of Euler's method for an ODE [Song21 Eq. 14]; upwards it takes ε̂ at its lower
-    end, downwards at its upper end, and that is the error. The network was told of no t = 0: the
-    first step asks it at t = 1. on_step(t, xt) sees every image on the way.
+    Yields (s, xs) for s = τ_{S-1}, ..., τ_1, 0. With η = 0 the images are a function of x_T: no
+    other random number is drawn. clip_x0: use x̂0 clipped to [-1, 1], and the ε̂ that goes with it.
+    """
+    times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
+    xt = x_T
+    for s, t in reversed(list(pairwise(times))):
+        alpha_bar_t, alpha_bar_s = process.alpha_bar[[t, s]].tolist()
+        eps_hat = predict_noise(model, xt, t)
+        if clip_x0:
+            eps_hat = clip_eps(xt, eps_hat, alpha_bar_t)
+        xt = ddim_step(xt, eps_hat, alpha_bar_t, alpha_bar_s, eta, sigma_hat)
+        yield s, xt
+
+
+def ddim_sample(
+    model: Network,
+    process: DDPM,
+    x_T: Tensor,
+    num_steps: int = 50,
+    eta: float = 0.0,
+    spacing: Spacing = "uniform",
+    clip_x0: bool = False,
+    sigma_hat: bool = False,
+) -> Tensor:
+    """The images (B, C, H, W) at the end of the trajectory from x_T [Song21 Section 4.2]."""
+    return last(ddim_trajectory(model, process, x_T, num_steps, eta, spacing, clip_x0, sigma_hat))
+
+
+@torch.no_grad()
+def ddim_encode_trajectory(
+    model: Network, process: DDPM, x0: Tensor, num_steps: int = 50, spacing: Spacing = "uniform"
+) -> Iterator[tuple[int, Tensor]]:
+    """From images x0 (B, C, H, W) to noise: the steps of η = 0 in reverse [Song21 Section 4.3].
+
+    Yields (t, xt) for t = τ_1, ..., τ_S. Each step is one of Euler's method for an ODE [Song21
+    Eq. 14]. It takes ε̂ at its lower end, where a sampling step takes it at its upper end: that is
+    the error of encoding and then sampling, and it falls as num_steps grows.
+    Differs: the first step, from 0 to τ_1, evaluates the network at t = 1, as it was not trained at
+    t = 0. The authors' code takes x0 for the image at their first time and has no such step.
     """
     times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
     xs = x0
     for s, t in pairwise(times):
         alpha_bar_s, alpha_bar_t = process.alpha_bar[[s, t]].tolist()
-        eps_hat = model(xs, torch.full((len(xs),), max(s, 1), device=xs.device))
+        eps_hat = predict_noise(model, xs, max(s, 1))
         xs = ddim_step(xs, eps_hat, alpha_bar_s, alpha_bar_t)
-        if on_step is not None:
-            on_step(t, xs)
-    return xs
+        yield t, xs
+
+
+def ddim_encode(
+    model: Network, process: DDPM, x0: Tensor, num_steps: int = 50, spacing: Spacing = "uniform"
+) -> Tensor:
+    """The noise (B, C, H, W) from which ddim_sample with η = 0 draws x0, up to the error of both
+    [Song21 Section 4.3, 5.4]."""
+    return last(ddim_encode_trajectory(model, process, x0, num_steps, spacing))
+
+
+def last(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """The images at the end of a trajectory."""
+    for _, xt in trajectory:
+        images = xt
+    return images
 
 
 def slerp(x: Tensor, y: Tensor, frac: float) -> Tensor:
-    """From x (B, C, H, W), at frac = 0, to y, at 1, along the arc between them, image by image
+    """Spherical interpolation from x (B, C, H, W), at frac = 0, to y, at 1, image by image
     [Song21 Appendix D.5].
 
     sin((1-f)θ)/sin θ x + sin(fθ)/sin θ y,  θ = the angle between x and y
 
-    What lies between two draws of noise then has the length of noise; on the straight line it
-    would be too short. Where the angle is 0 (or π, and no arc is the shortest) it is that line.
+    Between two draws of noise the result has the length of noise, while on the straight line it
+    would be too short. It is that line where the angle is 0, or π, for which there is no shortest
+    arc.
     """
     cosine = torch.cosine_similarity(x.flatten(1), y.flatten(1))
     theta = cosine.clamp(-1, 1).acos().view(-1, 1, 1, 1)
     straight = theta.sin() < 1e-3
     sine = torch.where(straight, 1.0, theta.sin())
-    of_x = torch.where(straight, 1 - frac, ((1 - frac) * theta).sin() / sine)
-    of_y = torch.where(straight, frac, (frac * theta).sin() / sine)
-    return of_x * x + of_y * y
+    x_coef = torch.where(straight, 1 - frac, ((1 - frac) * theta).sin() / sine)
+    y_coef = torch.where(straight, frac, (frac * theta).sin() / sine)
+    return x_coef * x + y_coef * y

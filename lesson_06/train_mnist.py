@@ -1,153 +1,55 @@
-"""Train lesson 5's text-to-image network and show what DDIM makes of it.
+"""Train lesson 5's text-to-image network, with previews and samples by DDIM.
 
-Not a line of the training differs: DDIM's objective is DDPM's [Song21 Theorem 1], whatever eta.
-`diff -u lesson_05/text_to_image/train_mnist.py lesson_06/train_mnist.py` shows what does.
+Not a line of the training differs, and the checkpoints are lesson 5's: for every η DDIM's objective
+is DDPM's, J_σ = Σ_t γ_t E‖ε - ε̂‖² + const, but for the weights γ_t > 0 [Song21 Theorem 1].
+Differs: γ_t = 1, as in Ho20; the appendix has 1/(2 d σ_t² ᾱ_t), without the factor by which x0
+enters the step. The authors draw the t of a batch in pairs, t and T + 1 - t; here each is drawn by
+itself.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-import torch
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
-from common import cli, mnist
-from common.ema import Ema
-from common.images import save_gif, save_grid
-from common.run import Run, RunOptions, check, learning_rate_factor
-from lesson_05.ddpm import DDPM, Variance, linear_beta
-from lesson_05.guidance import drop
-from lesson_05.text_to_image.network import TextToImageUNet
-from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
-from lesson_05.text_to_image.text import TextEncoder, all_digit_prompts, null_prompt, tokenize
-from lesson_05.train_mnist import held_out_loss, save_losses
+from common import cli
+from lesson_05.ddpm import DDPM, Network
+from lesson_05.text_to_image import train_mnist
+from lesson_05.text_to_image.text import TextEncoder
 from lesson_05.unet import UNet
-from lesson_06.ddim import ddim_sample, ddim_timesteps
-from lesson_06.sample_ddim import Task, draw
+from lesson_06.ddim import ddim_sample, ddim_timesteps, ddim_trajectory
 
 
-def main(
-    dataset: Literal["auto", "mnist", "digits"] = "auto",
-    data_dir: str | None = None,
-    network: dict[str, Any] | None = None,
-    text: dict[str, Any] | None = None,
-    drop_probability: float = 0.1,
-    num_timesteps: int = 1000,
-    beta_1: float = 1e-4,
-    beta_T: float = 0.02,
-    variance: Variance = "beta",
-    num_training_steps: int = 10_000,
-    num_epochs: int | None = None,
-    batch_size: int = 128,
-    learning_rate: float = 2e-4,
-    num_warmup_steps: int = 5000,
-    decay_learning_rate: bool = False,
-    max_grad_norm: float = 1.0,
-    ema_decay: float = 0.9999,
-    num_steps: int = 50,
-    num_samples: int = 64,
-    options: RunOptions = RunOptions(),
-) -> None:
-    """Train a text-to-image DDPM [Ho20 Algorithm 1] and sample it by DDIM [Song21 Eq. 12].
-
-    The checkpoints are those of lesson_05/text_to_image.
+@dataclass
+class Options(train_mnist.Options):
+    """The flags of a DDPM with prompts, sampled by DDIM.
 
     Args:
-        dataset: auto is MNIST or, where it cannot be had, the digits that come with scikit-learn.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
-        network: the arguments of the U-Net.
-        text: the arguments of the text encoder.
-        drop_probability: that the null prompt takes a prompt's place, for each image by itself.
-        num_timesteps: T, the steps of the diffusion.
-        beta_1: variance of the first forward step, for T = 1000.
-        beta_T: variance of the last one.
-        variance: of the reverse steps [Ho20 Section 3.2].
-        num_training_steps: optimiser steps.
-        num_epochs: passes over the training images; where given, it decides.
-        batch_size: images a step.
-        learning_rate: of Adam.
-        num_warmup_steps: steps over which the rate rises to learning_rate.
-        decay_learning_rate: whether it then falls to zero in a straight line.
-        max_grad_norm: a longer gradient is scaled down to this norm.
-        ema_decay: of the averaged network, which is the one that is sampled.
         num_steps: S, of previews and samples.
-        num_samples: images to sample at the end, 0 for none.
     """
-    config = dict(locals())
-    check(
-        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
-    )
-    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
-    ddim_timesteps(num_timesteps, num_steps)  # refuses an S that there is none of
-    with Run(options, Path(__file__).parent, "lesson_05.text_to_image") as run:
-        data = mnist.load(dataset, data_dir)
-        batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
-        if num_epochs is not None:
-            num_training_steps = num_epochs * batches.per_epoch
-        prompts = all_digit_prompts().to(run.device)  # (10, prompts a digit, L)
 
-        process = DDPM(linear_beta(num_timesteps, beta_1, beta_T), variance).to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **(network or {})}
-        model = TextToImageUNet(TextEncoder(**(text or {})), **network)
-        run.prepare(model)
-        ema = Ema(model, ema_decay)
-        averaged = cast(TextToImageUNet, ema.module)
-        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-        factor = learning_rate_factor(num_training_steps, num_warmup_steps, decay_learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        config |= {"network": network, "text": text or {}}
-        run.track(config, data.name, model=model, ema=ema, optimizer=optimizer, schedule=schedule)
-        run.describe("Text-to-image DDPM", model, data)
-        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
+    num_steps: int = 50
 
-        for step in run.steps(num_training_steps):
-            x0, label = batches[step]
-            template = torch.randint(prompts.shape[1], label.shape, device=run.device)
-            tokens = prompts[label, template]
-            tokens = drop(tokens, null_prompt(tokens), drop_probability)
-            t = torch.randint(1, num_timesteps + 1, (batch_size,), device=run.device)
-            eps = torch.randn_like(x0)
-            with run.autocast():
-                network_with_prompt = partial(parallel, context=model.encode(tokens))
-                losses = process.loss(network_with_prompt, x0, t, eps)
-            losses.mean().backward()
-            grad_norm = clip_grad_norm_(model.parameters(), max_grad_norm)
-            rate = schedule.get_last_lr()[0]
-            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
-                optimizer.step()
-                schedule.step()
-                ema.update_parameters(model)
-            optimizer.zero_grad()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ddim_timesteps(self.num_timesteps, self.num_steps)  # refuses an S that is not possible
+        self.output_dir = self.output_dir or str(Path(__file__).parent / "output")
 
-            if run.due("log"):
-                with run.looking():
-                    bound = averaged.bind(prompts[data.test_labels[:256].to(run.device), 0])
-                    run.log(batch_size, held_out_loss=held_out_loss(process, bound, data.test))
-            if run.due("preview"):
-                with run.looking():
-                    digit = torch.arange(options.num_previews, device=run.device) % 10
-                    bound = averaged.bind(prompts[digit, 0])  # "0" to "9", again and again
-                    x_T = torch.randn(len(digit), *data.shape, device=run.device)
-                    x0_hat = ddim_sample(bound, process, x_T, num_steps)
-                    save_grid(run.folder / f"samples_{step:06d}.png", x0_hat, columns=10)
 
-        save_losses(run.folder)
-        run.say(f"Pictures of the training: samples_*.png, losses.png in {run.folder}")
-        if num_samples > 0:
-            run.say(f"Sampling {num_samples} images in {num_steps} steps each")
-            asked = random_prompts(num_samples, options.seed)
-            sampler = partial(ddim_sample, num_steps=num_steps)
-            with run.looking(options.seed):
-                task = Task(averaged.bind, tokenize(asked))
-                images, frames = draw(sampler, process, task, data.shape, num_steps)
-            save_grid(run.folder / "samples.png", images)
-            save_gif(run.folder / "steps.gif", frames, columns=4)
-            save_prompts(run.folder / "prompts.txt", asked)
-            run.say("Samples: samples.png, steps.gif, and what was asked for, prompts.txt")
-        run.say(
-            f"More of them: python {run.script('sample_ddim.py')} --prompts seven 3 "
-            f"--model_checkpoint {run.latest()}"
-        )
+def main(options: Options, network: dict[str, Any], text: dict[str, Any]) -> None:
+    """Train a text-to-image DDPM [Ho20 Algorithm 1], and sample it by DDIM [Song21 Eq. 12]."""
+    S = options.num_steps
+
+    def preview(process: DDPM, model: Network, x_T: Tensor) -> Tensor:
+        return ddim_sample(model, process, x_T, S)
+
+    def trajectory(process: DDPM, model: Network, x_T: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return ddim_trajectory(model, process, x_T, S)
+
+    script = str(Path(__file__).with_name("sample_ddim.py"))
+    train_mnist.train(options, network, text, train_mnist.Sampler(preview, trajectory, S, script))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Bits per dimension of a trained Improved DDPM, and the plots that the paper argues with."""
+"""Bits per dimension of a trained Improved DDPM, and the paper's plots of variances and terms."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoint, cli, mnist
-from common.device import Precision, autocast, pick_device
-from common.images import from_uint8, save_plot
-from common.run import check
+from common import cli
+from common.data import from_uint8, load_images
+from common.errors import check_at_least
+from common.options import CheckpointOptions
+from common.pictures import save_plot
+from common.sampling import inference
 from lesson_09.iddpm import (
     BitsPerDim,
     ImprovedDDPM,
@@ -20,12 +23,12 @@ from lesson_09.iddpm import (
     cosine_beta,
     linear_beta,
     named_beta,
+    strata,
 )
 from lesson_09.sample_mnist import SHIPPED, load
 
 
 def main(
-    model_checkpoint: str = SHIPPED,
     num_images: int = 1000,
     num_terms: int = 50,
     num_steps: int | None = None,
@@ -33,59 +36,44 @@ def main(
     variance: Variance | None = None,
     batch_size: int = 100,
     data_dir: str | None = None,
-    output_dir: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Precision = "float32",
-    sha256: str | None = None,
+    options: CheckpointOptions = CheckpointOptions(model_checkpoint=SHIPPED, precision="float32"),
 ) -> None:
     """The bound on test images and its terms [Nichol21 Eq. 4], and Figures 1, 2 and 5.
 
     Args:
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        num_images: the first so many of the test set, or all that there are.
-        num_terms: of the bound's T terms, drawn for each image: unbiased; T is the full sum, and
-            so is what exceeds it.
-        num_steps: S: the bound of the process strided to S steps; all T unless given.
-        clip_x0: whether each estimate of the clean image is clipped to [-1, 1], as in sampling:
-            the bound is that of the model which is sampled.
+        num_images: how many of the test images, from the first.
+        num_terms: how many of the bound's T terms to draw for each image, without bias; T or more
+            computes them all.
+        num_steps: S, for the bound of the process in S steps; all T unless given.
+        clip_x0: whether each prediction of the clean image is clipped to [-1, 1], as in sampling.
         variance: of the reverse steps; as in training unless given.
         batch_size: images at a time.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
-        output_dir: folder of the figures; output/ in this lesson's folder unless given.
-        seed: of the terms and the noise.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic: auto, float32, bfloat16.
-        sha256: refuse a file with another sum.
     """
-    place = pick_device(device)
-    process, model, content = load(model_checkpoint, variance, sha256)
-    if num_steps is not None:
-        process = process.strided(num_steps)
-    check(lambda value: value >= 2, "at least 2", num_images=num_images)
-    check(lambda value: value >= 1, "at least 1", batch_size=batch_size)
-    levels = mnist.load(content["dataset"], data_dir).test[:num_images].to(place)
-    folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
-    checkpoint.make_folder(folder)
-
+    check_at_least(2, num_images=num_images)
+    check_at_least(1, batch_size=batch_size)
+    process, model, content = load(options.model_checkpoint, options.sha256, variance)
+    process = process if num_steps is None else process.strided(num_steps)
     T = process.num_timesteps
-    terms = min(num_terms, T)
-    torch.manual_seed(seed)
-    with autocast(place, precision):
-        process, model = process.to(place), model.to(place)
-        bits = bound(process, model, levels, terms, batch_size, clip_x0)
-    figures = summary(bits)
-    print(f"{len(levels):,} test images of {content['dataset']}, {terms:,} of {T:,} terms an image")
-    for name, (mean, error) in figures.items():
+    num_terms = min(num_terms, T)
+    strata(T, num_terms)  # refuses what it cannot do before the work begins
+    levels = load_images(content.dataset, data_dir).test[:num_images]
+    with inference(options, "lesson_09") as (folder, device):
+        process, model, levels = process.to(device), model.to(device), levels.to(device)
+        bits = bound(process, model, levels, num_terms, batch_size, clip_x0)
+    result: dict[str, Any] = {}
+    print(
+        f"{len(levels):,} test images of {content.dataset}, {num_terms:,} of {T:,} terms an image"
+    )
+    for name, (mean, error) in summary(bits).items():
         print(f"  {name:8} {mean:8.4f} ± {error:.4f} bits/dim")
-    result: dict[str, object] = {
-        name: {"mean": mean, "standard_error": error} for name, (mean, error) in figures.items()
-    }
-    result |= {"num_images": len(levels), "num_terms": terms, "num_timesteps": T, "seed": seed}
-    result |= {"precision": precision, "clip_x0": clip_x0, "step": content["step"]}
+        result[name] = {"mean": mean, "standard_error": error}
+    result |= {"num_images": len(levels), "num_terms": num_terms, "num_timesteps": T}
+    result |= {"seed": options.seed, "precision": options.precision, "clip_x0": clip_x0}
+    result["step"] = content.step
     (folder / "bits_per_dim.json").write_text(json.dumps(result, indent=2) + "\n")
     save_terms(folder / "terms.png", bits)
-    save_variance_ratio(folder / "variance_ratio.png", content["config"]["schedule"])
+    save_variance_ratio(folder / "variance_ratio.png", content.config["schedule"])
     save_schedules(folder / "schedules.png")
     print(f"{folder}/bits_per_dim.json, terms.png, variance_ratio.png, schedules.png")
 
@@ -107,7 +95,7 @@ def bound(
 
 
 def summary(bits: BitsPerDim) -> dict[str, tuple[float, float]]:
-    """Each part of the bound by name: its mean over images and the standard error of that."""
+    """Each part of the bound by name: its mean over the images, and the mean's standard error."""
     decoder = bits.terms[:, 0]
     parts = {
         "total": bits.total,
@@ -122,17 +110,12 @@ def summary(bits: BitsPerDim) -> dict[str, tuple[float, float]]:
 
 
 def save_terms(path: Path, bits: BitsPerDim) -> None:
-    """The mean of each term that was seen against its t [Nichol21 Figure 2]."""
-    times, place = bits.t.flatten().unique(return_inverse=True)
-    sums = torch.zeros(len(times)).index_add(0, place, bits.terms.flatten())
-    counts = torch.zeros(len(times)).index_add(0, place, torch.ones_like(bits.terms).flatten())
-    save_plot(
-        path,
-        {"term of the bound": (times.tolist(), (sums / counts).tolist())},
-        "t",
-        "bits per dimension",
-        "Each term of the bound: the first few cost the most.",
-    )
+    """The mean of the terms at each t that was drawn [Nichol21 Figure 2]."""
+    times, index = bits.t.flatten().unique(return_inverse=True)
+    sums = torch.zeros(len(times)).index_add(0, index, bits.terms.flatten())
+    curve = (times.tolist(), (sums / index.bincount()).tolist())
+    title = "Each term of the bound: the first few cost the most."
+    save_plot(path, {"term of the bound": curve}, "t", "bits per dimension", title)
 
 
 def save_variance_ratio(path: Path, schedule: Schedule) -> None:

@@ -1,17 +1,17 @@
 """Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal 2021 (arXiv 2102.09672),
 "Nichol21".
 
-What it adds to lesson 5: a cosine schedule, a learned variance, the loss that trains it, and
-samples in fewer steps. `diff -u lesson_05/ddpm.py lesson_09/iddpm.py` shows the paper.
+It adds to lesson 5 a cosine schedule, a learned variance, the loss that trains it, and sampling in
+fewer steps. `diff -u lesson_05/ddpm.py lesson_09/iddpm.py` shows what is new.
 
-The time t counts as in the paper: x0 is the image, xT is noise, and slot 0 of every table belongs
-to the clean image. Tables have shape (T+1, 1, 1, 1), so that table[t] of t (B,) multiplies images
+Times t count as in the paper: x0 is the image, xT is noise, and slot 0 of every table is the clean
+image's. Tables have shape (T+1, 1, 1, 1), so that table[t] with t (B,) multiplies images
 (B, C, H, W).
 """
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,10 +32,10 @@ class Gaussian(NamedTuple):
 
 
 class BitsPerDim(NamedTuple):
-    """A bound on the bits that one value of one pixel costs: Eq. 4 / (C H W ln 2), per image.
+    """An upper bound on the bits per dimension of each image: Eq. 4 / (C H W ln 2).
 
-    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t; the
-    total is the prior plus the sum over all T of them, estimated where K < T.
+    total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t. The
+    total is the prior plus the sum of all T terms, estimated from K of them where K < T.
     """
 
     total: Tensor
@@ -47,8 +47,8 @@ class BitsPerDim(NamedTuple):
 def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """Variances of the T forward steps, from beta_1 to beta_T in equal steps [Ho20 Section 4].
 
-    float64 (T,). Another T than 1000 takes betas larger by 1000/T, so that x_T is noise all the
-    same [Nichol21, the code].
+    float64 (T,). The paper has T = 1000. For another T the betas are multiplied by 1000/T, as in
+    the code of Nichol21, so that x_T is still noise.
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
@@ -59,12 +59,12 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
 
 
 def cosine_beta(T: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """Variances of the T forward steps that let ᾱ fall like a squared cosine [Nichol21 Eq. 17].
+    """Variances of the T forward steps for which ᾱ falls like a squared cosine [Nichol21 Eq. 17].
 
     ᾱ_t = f(t)/f(0),  f(t) = cos²((t/T + s)/(1 + s) · π/2),  β_t = min(1 - ᾱ_t/ᾱ_{t-1}, max_beta)
 
-    float64 (T,). s keeps the first steps from being too small to matter; max_beta holds back the
-    last, which would be 1 as f(T) = 0.
+    float64 (T,). s keeps the first steps from being too small to matter. max_beta limits the last
+    step, whose variance would be 1, since f(T) = 0.
     """
     if not (T >= 1 and s >= 0 and 0 < max_beta < 1):
         raise UserError(
@@ -94,9 +94,9 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
 
 
 def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
-    """Log of the mass that p gives to each pixel's 8-bit level, in nats per pixel [Ho20 Eq. 13].
+    """Log of the probability of each pixel's 8-bit level under p, in nats per pixel [Ho20 Eq. 13].
 
-    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels reach to -∞ and ∞.
+    log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels extend to -∞ and ∞.
 
     x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
     Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
@@ -104,7 +104,7 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     precision = torch.exp(-0.5 * p.log_var)
     above = precision * (x + 1 / 255 - p.mean)
     below = precision * (x - 1 / 255 - p.mean)
-    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): of the two take the one in the left tail, where log Φ is exact.
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the one in the left tail, where log Φ is exact.
     right_tail = above + below > 0
     high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
     low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
@@ -123,17 +123,17 @@ class ImprovedDDPM(nn.Module):
         variance: of the reverse steps, "learned" between "beta" and "beta_tilde", or one of these.
         simple_weight: of L_simple in the loss.
         vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 1e-3), L_vlb (0, 1).
-        timesteps: T original times, ascending, which the network is told; 1..T unless given.
+        timesteps: the T times t that the network gets, ascending; 1..T unless given.
     """
 
     signal_rate: Tensor  # √ᾱ_t
     noise_rate: Tensor  # √(1-ᾱ_t)
-    post_x0: Tensor  # what x0 and xt weigh in the posterior's mean
-    post_xt: Tensor
-    post_log_var: Tensor  # log β̃_t
+    posterior_x0_coef: Tensor  # coefficients of x0 and xt in the posterior mean
+    posterior_xt_coef: Tensor
+    posterior_log_var: Tensor  # log β̃_t
     log_beta: Tensor  # log β_t
-    log_var: Tensor  # log σ_t² of the reverse steps, where it is fixed
-    timesteps: Tensor  # int64 (T+1,): the time as the network knows it
+    log_var: Tensor  # log σ_t² of the reverse steps, unless it is learned
+    timesteps: Tensor  # int64 (T+1,): the times that the network gets
 
     def __init__(
         self,
@@ -156,55 +156,58 @@ class ImprovedDDPM(nn.Module):
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         beta = torch.cat([zero, beta.double()])
         self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
-        before = torch.cat([one, alpha_bar[:-1]])
-        noise = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t, with slot 0 kept out of a division
+        alpha_bar_prev = torch.cat([one, alpha_bar[:-1]])
+        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0, to divide by
 
-        beta_tilde = (1 - before) / noise * beta  # Eq. 10
-        # β̃_1 = 0 has no logarithm; the authors' code puts β̃_2 there, for both fixed variances.
+        beta_tilde = (1 - alpha_bar_prev) / noise_var * beta  # Eq. 10
+        # β̃_1 = 0 has no logarithm; as in the authors' code, β̃_2 replaces it for both variances.
         beta_tilde[:2] = beta_tilde[min(2, T)] if T > 1 else beta[1]
-        variances = beta_tilde if variance == "beta_tilde" else beta.clone()
-        variances[:2] = beta_tilde[:2]
+        variances = (
+            beta_tilde if variance == "beta_tilde" else torch.cat([beta_tilde[:2], beta[2:]])
+        )
 
         self.table("signal_rate", alpha_bar.sqrt())
         self.table("noise_rate", (1 - alpha_bar).sqrt())
-        self.table("post_x0", before.sqrt() * beta / noise)
-        self.table("post_xt", (1 - beta).sqrt() * (1 - before) / noise)
-        self.table("post_log_var", beta_tilde.log())
+        self.table("posterior_x0_coef", alpha_bar_prev.sqrt() * beta / noise_var)
+        self.table("posterior_xt_coef", (1 - beta).sqrt() * (1 - alpha_bar_prev) / noise_var)
+        self.table("posterior_log_var", beta_tilde.log())
         self.table("log_beta", torch.cat([beta[1:2], beta[1:]]).log())  # β_1 itself at t = 1
         self.table("log_var", variances.log())
         times = torch.arange(1, T + 1) if timesteps is None else timesteps
-        times = torch.cat([torch.zeros(1, dtype=torch.int64), times])
-        self.register_buffer("timesteps", times, persistent=False)
+        self.register_buffer("timesteps", torch.cat([zero.long(), times]), persistent=False)
 
     def table(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values.float().view(-1, 1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.signal_rate.device
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The noisy image: xt = √ᾱ_t x0 + √(1-ᾱ_t) ε [Nichol21 Eq. 9]."""
         return self.signal_rate[t] * x0 + self.noise_rate[t] * eps
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
-        """q(x_{t-1} | xt, x0): one step back if the clean image were known [Nichol21 Eq. 10-12].
+        """q(x_{t-1} | xt, x0): the reverse step if x0 were known [Nichol21 Eq. 10-12].
 
         μ̃_t = √ᾱ_{t-1} β_t/(1-ᾱ_t) x0 + √α_t (1-ᾱ_{t-1})/(1-ᾱ_t) xt,  β̃_t = (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
         """
-        mean = self.post_x0[t] * x0 + self.post_xt[t] * xt
-        return Gaussian(mean, self.post_log_var[t].expand_as(mean))
+        mean = self.posterior_x0_coef[t] * x0 + self.posterior_xt_coef[t] * xt
+        return Gaussian(mean, self.posterior_log_var[t].expand_as(mean))
 
     def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The clean image that xt holds if eps is its noise: Eq. 9 solved for x0."""
+        """The clean image in xt if eps is the noise in it: Eq. 9 solved for x0."""
         return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
-        """p(x_{t-1} | xt) from out = model(xt, t) (B, 2C, H, W), or C where the variance is fixed.
+        """p(x_{t-1} | xt) from out = model(xt, t): the posterior mean of the estimated x0.
 
-        The first C channels are ε̂, and the mean is the posterior's for the x0 that they say;
-        without clipping it is 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂) [Nichol21 Eq. 13].
-        The last C are v: σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15].
-
-        Differs: v = -1 stands for the paper's v = 0, so that a network which answers 0 is halfway
-        between the bounds (the authors' code). Clipping x̂0 to [-1, 1] is in the authors' code,
-        not in the paper.
+        out is (B, 2C, H, W), ε̂ and then v; for a fixed variance ε̂ (B, C, H, W) is enough.
+        Without clipping the mean equals 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂) [Nichol21 Eq. 13].
+        σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15]
+        Differs: the paper's v is f. With ours, which is the authors' code's, a network whose output
+        is 0 gives the variance halfway between β̃_t and β_t.
+        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
         """
         channels = xt.shape[1]
         x0_hat = self.predict_x0(xt, t, out[:, :channels])
@@ -215,21 +218,21 @@ class ImprovedDDPM(nn.Module):
             return Gaussian(mean, self.log_var[t].expand_as(mean))
         _, v = out.split(channels, dim=1)
         frac = (v + 1) / 2
-        return Gaussian(mean, frac * self.log_beta[t] + (1 - frac) * self.post_log_var[t])
+        return Gaussian(mean, frac * self.log_beta[t] + (1 - frac) * self.posterior_log_var[t])
 
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """L_simple + λ L_vlb, as one drawn t estimates it. (B,) [Nichol21 Eq. 16]."""
+        """L_simple + λ L_vlb, estimated from one t for each image, (B,) [Nichol21 Eq. 16]."""
         return self.weighted(*self.loss_terms(model, x0, t, eps))
 
     def loss_terms(
         self, model: Network, x0: Tensor, t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The two terms, (B,) each [Nichol21 Eq. 14, 5, 6].
+        """The two terms of the loss, (B,) each [Nichol21 Eq. 14, 5, 6].
 
-        simple: the mean squared error of the noise estimate, 1 for a network that answers 0.
-        vlb: the one term of the bound that belongs to t, in bits per dimension. Where L_simple
-        trains the mean, L_vlb trains the variance alone: the mean is held fixed in it
-        [Nichol21 Section 3.1].
+        simple: the mean squared error of the predicted noise, a mean over each image's values:
+        about 1 for a network that predicts 0.
+        vlb: the term of the bound at t, in bits per dimension. Where L_simple trains the mean,
+        L_vlb trains the variance alone: the mean is held fixed in it [Nichol21 Section 3.1].
         """
         xt = self.q_sample(x0, t, eps)
         out = model(xt, self.timesteps[t])
@@ -241,63 +244,58 @@ class ImprovedDDPM(nn.Module):
         return simple, self.term_bits(p, x0, xt, t)
 
     def weighted(self, simple: Tensor, vlb: Tensor) -> Tensor:
-        """The loss from its terms [Nichol21 Eq. 16]. L_vlb is a sum over all T [Eq. 4], and T times
-        the term of a random t estimates it: λ multiplies that, not the one term."""
+        """The loss from its two terms [Nichol21 Eq. 16].
+
+        L_vlb is a sum over all T times [Eq. 4]. T times the term of one random t estimates it: λ
+        multiplies this estimate, not the one term.
+        """
         return self.simple_weight * simple + self.vlb_weight * self.num_timesteps * vlb
 
     @torch.no_grad()
     def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
-        """One step back: x_{t-1} from xt, without noise at the last step, t = 1."""
+        """One reverse step: x_{t-1} from xt, without noise at t = 1."""
         t_batch = torch.full((len(xt),), t, device=xt.device)
         p = self.p_mean_variance(model(xt, self.timesteps[t_batch]), xt, t_batch, clip_x0)
         return p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * torch.randn_like(xt)
 
-    def sample(
-        self,
-        model: Network,
-        x_T: Tensor,
-        clip_x0: bool = True,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """From noise x_T (B, C, H, W) to images, in T steps; `strided(S).sample` takes S.
-
-        on_step(t - 1, x_{t-1}) sees every image on the way.
-        """
+    def trajectory(
+        self, model: Network, x_T: Tensor, clip_x0: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """From noise x_T (B, C, H, W) to images: yields (t, xt), t = T-1 ... 0."""
         xt = x_T
         for t in range(self.num_timesteps, 0, -1):
             xt = self.p_sample(model, xt, t, clip_x0)
-            if on_step is not None:
-                on_step(t - 1, xt)
-        return xt
+            yield t - 1, xt
+
+    def sample(self, model: Network, x_T: Tensor, clip_x0: bool = True) -> Tensor:
+        """The images at the end of the trajectory from x_T (B, C, H, W)."""
+        *_, (_, x0) = self.trajectory(model, x_T, clip_x0)
+        return x0
 
     def strided(self, num_steps: int) -> "ImprovedDDPM":
-        """The process of num_steps steps that passes through the same ᾱ [Nichol21 Eq. 19].
+        """The process of S = num_steps steps whose ᾱ are those at S of the T times, τ_1 < ... < τ_S
+        [Nichol21 Eq. 19].
 
-        β_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}} at times τ_1 < ... < τ_S; β̃, and with it the learned
-        variance, follows. The network is told τ_i, the time at which it saw so much noise.
+        β_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}. β̃_i, and with it the learned variance, follows from these.
+        At step i the network gets τ_i, the time at which it saw this much noise in training.
         """
         times = strided_timesteps(self.num_timesteps, num_steps)
         alpha_bar = self.alpha_bar[times]
         beta = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        device = self.timesteps.device
-        return ImprovedDDPM(
-            beta,
-            self.variance,
-            self.simple_weight,
-            self.vlb_weight,
-            self.timesteps[times.to(device)].cpu(),
-        ).to(device)
+        weights = self.simple_weight, self.vlb_weight
+        strided = ImprovedDDPM(beta, self.variance, *weights, self.timesteps.cpu()[times])
+        return strided.to(self.device)
 
     def vlb_term(
         self, model: Network, x0: Tensor, t: Tensor, eps: Tensor, clip_x0: bool = False
     ) -> Tensor:
-        """The term of the bound that belongs to t, in bits per dimension, (B,) [Nichol21 Eq. 4]."""
+        """The term of the bound at t, in bits per dimension, (B,) [Nichol21 Eq. 4]."""
         xt = self.q_sample(x0, t, eps)
         p = self.p_mean_variance(model(xt, self.timesteps[t]), xt, t, clip_x0)
         return self.term_bits(p, x0, xt, t)
 
     def term_bits(self, p: Gaussian, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """What p costs at t, in bits per dimension, (B,) [Nichol21 Eq. 5, 6].
+        """The same from p = p(x_{t-1} | xt) [Nichol21 Eq. 5, 6].
 
         t > 1: L_{t-1} = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt));  t = 1: L_0 = -log p(x0 | x1)
         """
@@ -321,9 +319,9 @@ class ImprovedDDPM(nn.Module):
     ) -> BitsPerDim:
         """The bound of Eq. 4 on x0 (B, C, H, W), each image with its own noise [Nichol21 Eq. 4].
 
-        All T terms, or `num_terms` of them: t = 1 always, and from each of num_terms - 1 equal
-        parts of 2..T one t, drawn for each image and weighted by the length of its part. Unbiased;
-        the standard error of the mean over images is total.std() / √B.
+        All T terms, or an unbiased estimate from `num_terms` of them: t = 1, and one t from each of
+        num_terms - 1 equal parts of 2..T, drawn for each image and weighted by the part's length.
+        The standard error of the mean over images is total.std() / √B.
         """
         edges = strata(self.num_timesteps, num_terms)
         prior = self.prior_bits(x0)
@@ -346,13 +344,16 @@ def strata(T: int, num_terms: int | None) -> list[int]:
 
 
 def strided_timesteps(T: int, num_steps: int) -> Tensor:
-    """num_steps times from 1 to T, evenly spread: round(1 + i (T-1)/(S-1)) [Nichol21 Section 4].
+    """S = num_steps times, evenly spaced from 1 to T: 1 + round(i (T-1)/(S-1)) for i = 0 ... S-1
+    [Nichol21 Section 4].
 
-    int64 (S,), ascending, exactly S of them for every S from 1 to T; S = 1 is T alone.
+    int64 (S,), ascending, for every S from 1 to T. As in the authors' code, i (T-1)/(S-1) is a
+    running sum in floating point, and halves are rounded to even.
+    Differs: S = 1 takes t = T. The authors' code takes t = 1.
     """
     if not 1 <= num_steps <= T:
         raise UserError(f"num_steps is {num_steps}: take 1 to {T} of the {T} steps")
     if num_steps == 1:
         return torch.tensor([T])
-    i = torch.arange(num_steps, dtype=torch.float64)
-    return (1 + i * (T - 1) / (num_steps - 1)).round().long()
+    strides = [(T - 1) / (num_steps - 1)] * (num_steps - 1)
+    return torch.tensor([1 + round(total) for total in accumulate(strides, initial=0.0)])

@@ -1,8 +1,8 @@
-"""How close samples are to real images, in one figure that needs nothing shipped.
+"""How close samples are to real images, as one number, without a network from elsewhere.
 
-A small classifier is trained on the spot; samples and real images are compared by the kernel
-distance of its features, as the Kernel Inception Distance does with a larger network's. The
-figure ranks models of one table; it is no FID, and does not compare with figures elsewhere.
+A small classifier is trained first. Samples and real images are compared by the kernel distance of
+its features, as the Kernel Inception Distance does with a larger network's. The number ranks the
+models of one table. It is no FID, and cannot be compared with numbers from elsewhere.
 """
 
 import math
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import mnist
-from common.images import from_uint8
+from common.data import Batches, Images, from_uint8
 
 
 class Classifier(nn.Module):
-    """Two convolutions and two layers: images (B, C, H, W) -> log-odds of the classes (B, 10)."""
+    """Two convolutions and two linear layers: images (B, C, H, W) -> logits (B, 10)."""
 
     def __init__(self, image_channels: int, image_size: int, num_features: int = 64) -> None:
         super().__init__()
@@ -26,29 +25,29 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(32 * size * size, num_features)
         self.out = nn.Linear(num_features, 10)
 
-    def features(self, images: Tensor) -> Tensor:
-        """What every layer sees, the convolutions in the mean over 3x3 fields: strokes and
-        speckle in the first, digits in the last. (B, num)."""
+    def layers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The activations of the three hidden layers: strokes and speckle in the first, digits in
+        the last."""
         h1 = F.relu(self.conv1(images))
         h2 = F.relu(self.conv2(h1))
-        h3 = F.relu(self.hidden(h2.flatten(1)))
-        return torch.cat([fields(h1), fields(h2), h3], dim=1)
+        return h1, h2, F.relu(self.hidden(h2.flatten(1)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """All activations, those of the convolutions averaged over a 3x3 grid. (B, num)."""
+        h1, h2, h3 = self.layers(images)
+        grids = [F.adaptive_avg_pool2d(h, 3).flatten(1) for h in (h1, h2)]
+        return torch.cat([*grids, h3], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = F.relu(self.conv2(F.relu(self.conv1(images))))
-        return self.out(F.relu(self.hidden(h.flatten(1))))
+        return self.out(self.layers(images)[-1])
 
 
-def fields(h: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(h, 3).flatten(1)
-
-
-def train_classifier(data: mnist.Images, num_steps: int, device: torch.device) -> Classifier:
+def train_classifier(data: Images, num_steps: int, device: torch.device) -> Classifier:
     """A classifier after num_steps batches of 128; the same every time on the same machine."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         model = Classifier(data.channels, data.size).to(device)
-        batches = mnist.Batches(data.train, data.train_labels, 128, 0, device)
+        batches = Batches(data.train, data.train_labels, 128, 0, device)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for step in range(1, num_steps + 1):
             images, labels = batches[step]
@@ -67,21 +66,22 @@ def features(model: Classifier, levels: Tensor) -> Tensor:
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Squared distance of the means of x and y under the kernel (x·y/d + 1)³, and its error.
+    """Squared maximum mean discrepancy of x and y for the kernel (x·y/d + 1)³, and its error.
 
-    E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: 0 on average for samples of one distribution,
-    and so at times negative, however few they are. The error is the jackknife's, over x.
+    E k(x, x') + E k(y, y') - 2 E k(x, y), without bias: 0 on average, and so sometimes negative,
+    for samples of one distribution, however few they are. The standard error is the jackknife's,
+    over x.
 
-    x (N, d), y (M, d): both in units in which each feature of y has mean 0 and variance 1.
+    x (N, d), y (M, d): both are scaled to units in which each feature of y has mean 0, variance 1.
     """
     mean, deviation = y.mean(0), y.std(0) + 1e-3 * y.std()
     x, y = (x - mean) / deviation, (y - mean) / deviation
     kxx, kyy, kxy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in [(x, x), (y, y), (x, y)])
     n, m = len(x), len(y)
-    own = kxx.sum(1) - kxx.diag()  # of each x with the others
+    own = kxx.sum(1) - kxx.diag()  # of each x with the other x
     other = kxy.mean(1)
     real = ((kyy.sum() - kyy.diag().sum()) / (m * (m - 1))).item()
     value = own.sum().item() / (n * (n - 1)) + real - 2 * other.mean().item()
-    left_out = (own.sum() - 2 * own) / ((n - 1) * (n - 2)) - 2 * (other.sum() - other) / (n - 1)
-    error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum().item())
-    return value, error
+    without_one = (own.sum() - 2 * own) / ((n - 1) * (n - 2)) - 2 * (other.sum() - other) / (n - 1)
+    spread = ((without_one - without_one.mean()) ** 2).sum().item()
+    return value, math.sqrt((n - 1) / n * spread)

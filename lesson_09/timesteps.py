@@ -1,13 +1,12 @@
-"""Which t to train on next: uniformly, or more often where the bound's terms are large.
+"""Which t to train on: drawn uniformly, or more often where the terms of the bound are large.
 
-L_vlb is a sum of T terms that differ by orders of magnitude, so that an estimate from uniform t is
-noisy. Nichol21 Section 3.3 draws t with probability p_t and divides by it [Nichol21 Eq. 18]:
+L_vlb is a sum of T terms of very different sizes, so an estimate from uniform t is noisy.
+Nichol21 Section 3.3 draws t with probability p_t and divides by it [Nichol21 Eq. 18]:
 
     L_vlb = E_{t~p}[L_t / p_t],    p_t ∝ √E[L_t²]
 
-The mean stays what it was, and its variance is the least that any p_t gives. Both samplers have the
-same methods, so that the script need not know which it has; both are on the device and in the
-checkpoint.
+The mean stays the same, and no other p_t has a smaller variance. Both samplers have the same
+methods, so the training script treats them alike.
 """
 
 from typing import Literal
@@ -21,35 +20,38 @@ TimestepSampler = Literal["uniform", "loss_aware"]
 
 
 class UniformTimesteps(nn.Module):
-    """Every t from 1 to T alike."""
+    """Every t from 1 to T with the same probability."""
+
+    probability: Tensor  # float32 (T,)
 
     def __init__(self, T: int) -> None:
         super().__init__()
-        self.T = T
-        self.register_buffer("place", torch.empty(0), persistent=False)  # tells the device
-        self.place: Tensor
+        self.register_buffer("probability", torch.full((T,), 1 / T), persistent=False)
 
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """t int64 (B,) from 1 to T, and the weight of each in the loss, (B,), here 1."""
-        t = torch.randint(1, self.T + 1, (batch_size,), device=self.place.device)
-        return t, torch.ones_like(t, dtype=torch.float32)
+        """t int64 (B,) from 1 to T, and their weights in the loss, (B,), here 1."""
+        p = self.probability
+        t = torch.randint(1, len(p) + 1, (batch_size,), device=p.device)
+        return t, torch.ones_like(t, dtype=p.dtype)
 
     def update(self, t: Tensor, vlb: Tensor) -> None:
-        """The terms of the bound (B,) that were seen at t (B,): of no use here."""
+        """Ignores the terms of the bound (B,) at t (B,)."""
 
     def weights(self) -> Tensor:
         """The probability of each t, float32 (T,)."""
-        return torch.full((self.T,), 1 / self.T, device=self.place.device)
+        return self.probability
 
 
 class LossAwareTimesteps(nn.Module):
-    """t with probability p_t ∝ √E[L_t²], the mean being over the last terms seen at t
+    """t with probability p_t ∝ √E[L_t²], a mean over the last terms of the bound at t
     [Nichol21 Eq. 18].
 
-    Until every t has `history` terms, all t are alike. A share `uniform_share` of the probability
-    is spread evenly for good, so that no t is forgotten whose term was once small.
+    Until every t has `history` terms, all t have the same probability. Later a share
+    `uniform_share` of the probability stays uniform, so that no t is forgotten whose terms were
+    once small.
 
-    Differs: the paper names no uniform share; 0.001 is the authors' code.
+    Differs: the uniform share, 0.001, is in the authors' code, not in the paper. Their code keeps
+    the loss at t, ours the term of the bound; for L_vlb alone the two are proportional.
     """
 
     terms: Tensor  # float32 (T, history): the last terms of each t, in a ring
@@ -62,7 +64,7 @@ class LossAwareTimesteps(nn.Module):
         self.register_buffer("seen", torch.zeros(T, dtype=torch.int64))
 
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """t int64 (B,) from 1 to T, and the weight of each in the loss, (B,): 1 / (T p_t).
+        """t int64 (B,) from 1 to T, and their weights in the loss, (B,): 1 / (T p_t).
 
         The weights are 1 on average, so the weighted loss has the mean of the uniform one.
         """
@@ -72,15 +74,15 @@ class LossAwareTimesteps(nn.Module):
 
     @torch.no_grad()
     def update(self, t: Tensor, vlb: Tensor) -> None:
-        """Take up the terms of the bound (B,) that were seen at t (B,)."""
+        """Record the terms of the bound (B,) at t (B,)."""
         history = self.terms.shape[1]
         index, order = (t - 1).sort(stable=True)
-        places = torch.arange(len(index), device=index.device)
-        earlier = places - torch.searchsorted(index, index)  # terms of the same t before it
-        later = torch.searchsorted(index, index, right=True) - 1 - places
-        kept = later < history  # of more than the ring holds, the last
-        column = (self.seen[index] + earlier) % history
-        self.terms[index[kept], column[kept]] = vlb[order[kept]].float()
+        position = torch.arange(len(index), device=index.device)
+        num_earlier = position - torch.searchsorted(index, index)  # terms of the same t, before it
+        num_later = torch.searchsorted(index, index, right=True) - 1 - position  # and after it
+        stays = num_later < history  # the ring holds no more than the last ones
+        column = (self.seen[index] + num_earlier) % history
+        self.terms[index[stays], column[stays]] = vlb[order[stays]].float()
         self.seen.index_add_(0, index, torch.ones_like(index))
 
     def weights(self) -> Tensor:

@@ -1,6 +1,6 @@
-"""The long forms of test_robustness.py, for a machine that is left alone: `make stress`.
+"""Long tests of robustness, for a machine that does nothing else: `make stress`.
 
-python -m tests.stress kills --count 200       # and files, disk, soak; --help says more
+python tests/stress.py kills --count 200       # and files, disk, soak; see --help
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import Any
 
 import hypothesis
 import torch
+from helpers import metrics, same
 
 from common import checkpoint, cli
-from common.folder import saved
-from common.run import RunOptions
+from common.checkpoint import saved
 from lesson_05 import train_mnist
 
 NETWORK = {
@@ -37,32 +37,23 @@ NETWORK = {
 
 
 def train(folder: str, steps: int = 40, quiet: bool = True, **changes: Any) -> None:
-    """A tiny run of lesson 5, started or gone on with, that saves after each step."""
+    """A tiny run of lesson 5, started or resumed, that saves after each step."""
     if quiet:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-    run = {"preview_every": 10, "log_every": 3, "num_previews": 2, "checkpoint_every": 1} | changes
-    options = RunOptions(
+    settings = {"preview_every": 10, "log_every": 3, "num_previews": 2, "checkpoint_every": 1}
+    settings |= {"num_timesteps": 40, "batch_size": 4, "num_warmup_steps": 2, "num_samples": 0}
+    options = train_mnist.Options(
         output_dir=folder,
-        resume="latest" if saved(Path(folder)) else None,
+        resume="auto",
         device="cpu",
         precision="float32",
-        **run,
-    )
-    if options.resume is None:
-        with contextlib.suppress(OSError):
-            (Path(folder) / "metrics.csv").unlink()  # of a life that saved nothing
-    train_mnist.main(
         dataset="digits",
-        network=NETWORK,
-        num_timesteps=40,
         num_training_steps=steps,
-        batch_size=4,
-        num_warmup_steps=2,
-        num_samples=0,
-        options=options,
+        **settings | changes,
     )
+    train_mnist.main(options, NETWORK)
 
 
 def peak_memory() -> float:
@@ -73,54 +64,61 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def lives() -> Any:
-    """A way to start processes that have imported everything already, where there is one."""
+def quick_context() -> Any:
+    """Starts processes that have imported everything already, where the system can do so."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lesson_05.train_mnist", "sklearn.datasets"])
+    modules = ["stress", "sklearn.datasets", "torchvision.utils", "matplotlib.figure", "PIL.Image"]
+    context.set_forkserver_preload(modules)
     return context
 
 
 def kills(count: int, folder: Path, seed: int = 0, steps: int = 40) -> dict[str, float]:
     """SIGKILL at random moments until `count` of them hit; each run ends as an undisturbed one."""
-    draw, context = random.Random(seed), lives()
+    random_numbers, context = random.Random(seed), quick_context()
     start(context, folder / "whole", steps).join()
     whole = checkpoint.load(saved(folder / "whole")[-1])
     result = {"kills": 0, "while writing": 0, "runs": 0}
     while result["kills"] < count:
-        place = folder / f"run_{result['runs']}"
-        while True:
-            before, process = saved(place)[-1:], start(context, place, steps)
-            if draw.random() < 0.1:
-                process.join(draw.uniform(0, 1))  # most likely before it saves anything
-            else:
-                while process.exitcode is None and saved(place)[-1:] == before:
-                    process.join(0.005)
-                if draw.random() < 0.5:
-                    while process.exitcode is None and not list(place.glob(".*.part")):
-                        pass
-                else:
-                    process.join(draw.uniform(0, 0.3))
-            hit = process.exitcode is None
-            process.kill()
-            process.join()
-            assert hit or process.exitcode == 0, f"a life ended with {process.exitcode}"
-            result["while writing"] += bool(list(place.glob(".*.part")))
+        run = folder / f"run_{result['runs']}"
+        hit = True
+        while hit:
+            hit = start_and_kill(context, run, steps, random_numbers)
+            result["while writing"] += bool(list(run.glob(".*.part")))
             result["kills"] += hit
-            if saved(place):
-                step = checkpoint.load(saved(place)[-1])["step"]  # whole, whenever it died
-                assert len(saved(place)) <= 3, "more than two checkpoints and a new one"
-            if not hit:
-                break
-        ended = checkpoint.load(saved(place)[-1])
+            if saved(run):
+                step = checkpoint.load(saved(run)[-1]).step  # whole, whenever it died
+                assert len(saved(run)) <= 3, "more than two checkpoints and a new one"
+        ended = checkpoint.load(saved(run)[-1])
         assert step == steps
-        assert same(whole, ended), f"{place} ended with other weights"
-        assert rows(place) == rows(folder / "whole")
-        assert not list(place.glob(".*.part"))
+        assert same(whole.tensors, ended.tensors), f"{run} ended with other weights"
+        assert same(whole.training, ended.training)
+        assert metrics(run) == metrics(folder / "whole")
+        assert not list(run.glob(".*.part"))
         result["runs"] += 1
-        shutil.rmtree(place)
+        shutil.rmtree(run)
     return result
+
+
+def start_and_kill(context: Any, run: Path, steps: int, random_numbers: random.Random) -> bool:
+    """Start or resume a run and kill it at a random moment; whether it was still running then."""
+    files, process = saved(run)[-1:], start(context, run, steps)
+    if random_numbers.random() < 0.1:
+        process.join(random_numbers.uniform(0, 1))  # most likely before it saves anything
+    else:
+        while process.exitcode is None and saved(run)[-1:] == files:
+            process.join(0.005)
+        if random_numbers.random() < 0.5:
+            while process.exitcode is None and not list(run.glob(".*.part")):
+                pass
+        else:
+            process.join(random_numbers.uniform(0, 0.3))
+    hit = process.exitcode is None
+    process.kill()
+    process.join()
+    assert hit or process.exitcode == 0, f"a run ended with {process.exitcode}"
+    return hit
 
 
 def start(context: Any, folder: Path, steps: int) -> Any:
@@ -129,26 +127,9 @@ def start(context: Any, folder: Path, steps: int) -> Any:
     return process
 
 
-def same(one: Any, other: Any) -> bool:
-    """Bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def rows(folder: Path) -> list[str]:
-    """Of the log, without the speed in its last column."""
-    text = (folder / "metrics.csv").read_text()
-    return [line.rpartition(",")[0] for line in text.splitlines()]
-
-
 def soak(minutes: float, folder: Path) -> dict[str, float]:
     """Tiny training with previews and saves; memory, open files and disk must not grow."""
-    words = [sys.executable, __file__, "life", "--folder", str(folder / "soak")]
+    words = [sys.executable, __file__, "run", "--folder", str(folder / "soak")]
     process = subprocess.Popen(
         [*words, "--count", "10000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -160,14 +141,16 @@ def soak(minutes: float, folder: Path) -> dict[str, float]:
             status = Path(f"/proc/{process.pid}/status").read_text()
             kilobytes = next(line.split()[1] for line in status.splitlines() if "VmRSS" in line)
             files = len(os.listdir(f"/proc/{process.pid}/fd"))
-            disk = [path.stat().st_size for path in (folder / "soak").glob("checkpoint_*.pt")]
+            disk = [
+                path.stat().st_size for path in (folder / "soak").glob("checkpoint_*.safetensors")
+            ]
             seen.append((time.monotonic() - begin, int(kilobytes) / 1e3, files, len(disk)))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
     settled = [entry for entry in seen if entry[0] > 60 * minutes / 6]
     first, last = settled[0], settled[-1]
-    steps = checkpoint.load(saved(folder / "soak")[-1])["step"]
+    steps = checkpoint.load(saved(folder / "soak")[-1]).step
     result = {
         "steps": steps,
         "MB after a sixth": first[1],
@@ -200,12 +183,12 @@ def disk(count: int, folder: Path) -> dict[str, float]:
     full = loaded = 0
     for number in range(count):
         with small_disk(folder / f"disk_{number}", 150 + 650 * number // count) as place:
-            words = [sys.executable, __file__, "life", "--folder", str(place / "run")]
-            life = subprocess.run(words, capture_output=True, text=True, check=False)
-            last = life.stderr.strip().splitlines()[-1]
-            assert life.returncode == 2, life.stderr
+            words = [sys.executable, __file__, "run", "--folder", str(place / "run")]
+            run = subprocess.run(words, capture_output=True, text=True, check=False)
+            last = run.stderr.strip().splitlines()[-1]
+            assert run.returncode == 2, run.stderr
             assert last.startswith("error: "), last
-            assert "Traceback" not in life.stderr, life.stderr
+            assert "Traceback" not in run.stderr, run.stderr
             full += "No space left" in last
             for path in saved(place / "run"):
                 checkpoint.load(path)
@@ -215,7 +198,8 @@ def disk(count: int, folder: Path) -> dict[str, float]:
 
 def kinds(folder: Path) -> dict[str, tuple[Any, Callable[[Any], str | None]]]:
     """By the kind of file: how to draw one, and what is said of it."""
-    import strangers  # here, as it is slow
+    import hostile_checkpoints  # here, as it is slow
+    import hostile_files
 
     def writing(read: Callable[[Path], str | None]) -> Callable[[bytes], str | None]:
         def reading(data: bytes) -> str | None:
@@ -226,14 +210,16 @@ def kinds(folder: Path) -> dict[str, tuple[Any, Callable[[Any], str | None]]]:
         return reading
 
     def read_idx(four: dict[str, bytes]) -> str | None:
-        return strangers.read_idx(strangers.write_idx(folder, four))
+        return hostile_files.read_idx(hostile_files.write_idx(folder, four))
 
+    checkpoints = hostile_checkpoints.checkpoint_files
     return {
-        "checkpoints": (strangers.checkpoint_files, writing(strangers.read_checkpoint)),
-        "resumed": (strangers.checkpoint_files, writing(strangers.read_resumed)),
-        "IDX": (strangers.idx_files(), read_idx),
-        "YAML": (strangers.yaml_files(), writing(strangers.read_preset)),
-        "PNG": (strangers.png_files(), writing(strangers.read_png)),
+        "checkpoints": (checkpoints, writing(hostile_checkpoints.read_checkpoint)),
+        "training": (checkpoints, writing(hostile_checkpoints.read_training)),
+        "resumed": (checkpoints, writing(hostile_files.read_resumed)),
+        "IDX": (hostile_files.idx_files(), read_idx),
+        "YAML": (hostile_files.yaml_files(), writing(hostile_files.read_preset)),
+        "PNG": (hostile_files.png_files(), writing(hostile_files.read_png)),
     }
 
 
@@ -274,24 +260,21 @@ def answers(
 
 
 def processes(count: int, folder: Path) -> dict[str, float]:
-    """Gradients of 2 and of `count` processes; a run that two torchruns share; restarts."""
-    import test_processes as t
+    """Gradients of 2 and of `count` processes, and a run that two torchruns share."""
+    import torchrun
 
-    result = {}
+    result, began = {}, time.monotonic()
     for number in (2, count):
-        t.torchrun(folder / str(number), "gradients", "--nproc-per-node", str(number))
-        worst = t.check_gradients(folder / str(number), number)
+        torchrun.torchrun(folder / str(number), "gradients", "--nproc-per-node", str(number))
+        worst = torchrun.check_gradients(folder / str(number), number)
         result[f"largest difference of {number} processes' gradients"] = worst
-    two = t.two_machines(folder / "machines")
-    t.check_equal_to_one_process(two / "run", folder / "alone")
-    began = time.monotonic()
-    t.test_two_processes_do_what_one_does_and_survive_a_kill(folder)
-    killed, stopped = (float((folder / "two" / n).read_text()) for n in ("killed", "stopped"))
-    return {**result, "seconds to stop": stopped - killed, "all": time.monotonic() - began}
+    two = torchrun.two_machines(folder / "machines")
+    torchrun.check_equal_to_one_process(two / "run", folder / "alone")
+    return {**result, "seconds": time.monotonic() - began}
 
 
-def life(folder: Path, steps: int) -> None:
-    """One run, its errors said as on a command line."""
+def one_run(folder: Path, steps: int) -> None:
+    """One run, its errors printed as on a command line."""
 
     def main() -> None:
         train(str(folder), steps, quiet=False)
@@ -301,17 +284,17 @@ def life(folder: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "files", "disk", "soak", "processes", "life"])
+    parser.add_argument("what", choices=["kills", "files", "disk", "soak", "processes", "run"])
     parser.add_argument(
         "--count", type=int, default=200, help="kills, disks, files of a kind, processes"
     )
     parser.add_argument("--minutes", type=float, default=30, help="of the soak")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="of a life")
+    parser.add_argument("--folder", type=Path, help="of a run")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    if words.what == "life":
-        return life(words.folder, words.count)
+    if words.what == "run":
+        return one_run(words.folder, words.count)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tasks: dict[str, Callable[[], dict[str, float]]] = {

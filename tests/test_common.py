@@ -3,7 +3,6 @@
 import csv
 import gzip
 import hashlib
-import io
 import os
 import pickle
 import platform
@@ -11,19 +10,18 @@ import signal
 import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from common.run import RunOptions
 from conftest import NETWORK, ROOT, Server, train
 from PIL import Image
 from torch import Tensor
 
 from common import checkpoint, cli, images, mnist
 from common.errors import UserError
-from common.run import RunOptions
 from lesson_05 import sample_mnist, train_mnist
 from lesson_05.ddpm import DDPM
 
@@ -417,87 +415,7 @@ def test_variance_is_a_choice_of_the_sampler(trained):
     assert sample_mnist.load(file)[0].log_var[5] == beta.log_var[5] > tilde.log_var[5]
 
 
-def test_the_small_file_samples_too(trained, tmp_path):
-    small = tmp_path / "small.pt"
-    checkpoint.shrink(str(trained / "checkpoint_000004.pt"), str(small))
-    assert small.stat().st_size < (trained / "checkpoint_000004.pt").stat().st_size / 3
-    _, model, content = sample_mnist.load(small)
-    assert "training" not in content
-    assert next(model.parameters()).dtype == torch.float32
-    with pytest.raises(UserError, match="for sampling only"):
-        train(trained.parent / "other", resume=str(small))
-    train(tmp_path / "run", start_from=str(small), num_training_steps=1, num_samples=0)
-
-
-def test_the_small_file_replaces_nothing_but_its_like(trained, tmp_path):
-    training, small = trained / "checkpoint_000004.pt", tmp_path / "small.pt"
-    (tmp_path / "notes.txt").write_text("mine")
-    before = training.read_bytes()
-    for taken in (training, tmp_path / "notes.txt", tmp_path):
-        with pytest.raises(UserError, match="is there, and no small checkpoint"):
-            checkpoint.shrink(str(training), str(taken))
-    assert training.read_bytes() == before
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    for _ in range(2):
-        checkpoint.shrink(str(training), str(small))
-
-
-def test_a_checkpoint_from_an_address(trained, address, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "TIMEOUT", 0.5)
-    body = (trained / "checkpoint_000004.pt").read_bytes()
-    Server.files = {"model.pt": body, "page.pt": b"<html>sign in</html>"}
-    good = hashlib.sha256(body).hexdigest()
-    assert sample_mnist.load(f"{address}/model.pt", sha256=good)[2]["step"] == 4
-    Server.files = {"page.pt": b"<html>sign in</html>", "half.pt": body}
-    assert sample_mnist.load(f"{address}/model.pt")[2]["step"] == 4  # from the cache
-    with pytest.raises(UserError, match="sha256"):
-        sample_mnist.load(f"{address}/model.pt", sha256="0" * 64)
-    for bad in ("page.pt", "missing.pt", "half.pt", "hangs.pt"):
-        with pytest.raises(UserError, match="nothing was kept"):
-            sample_mnist.load(f"{address}/{bad}")
-    assert len(list((tmp_path / "diffusion-lessons").iterdir())) == 1
-
-
 # Bad input
-
-
-class Evil:
-    def __reduce__(self) -> tuple:
-        return os.system, ("touch evil-was-here",)
-
-
-def bad_checkpoints(good: Path, folder: Path) -> dict[str, tuple[Path, str]]:
-    content = torch.load(good, weights_only=True)
-    files = {
-        "missing": ("does not exist", None),
-        "folder": ("is a folder", None),
-        "empty": ("is empty", b""),
-        "cut": ("cut short", good.read_bytes()[:-2000]),
-        "text": ("is no checkpoint", b"hello" * 100),
-        "pickle": ("is no checkpoint", pickle.dumps(Evil())),
-        "code": ("could run code", Evil()),
-        "tensor": ("holds no checkpoint", torch.zeros(3)),
-        "newer": ("has format 99", {**content, "format": 99}),
-        "lesson": ("is a checkpoint of lesson_09", {**content, "lesson": "lesson_09"}),
-        "key": ("no valid 'ema'", {k: v for k, v in content.items() if k != "ema"}),
-        "weights": ("do not fit", {**content, "ema": {}}),
-        "config": ("do not fit", {**content, "config": {}}),
-    }
-    result = {}
-    for name, (words, body) in files.items():
-        path = folder / f"{name}.pt"
-        if name == "folder":
-            path.mkdir()
-        elif isinstance(body, bytes):
-            path.write_bytes(body)
-        elif body is not None:
-            torch.save(body, path)
-        result[name] = path, words
-    bomb = folder / "bomb.pt"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(10_000_000))
-    return result | {"bomb": (bomb, "claims more than it holds")}
 
 
 def fails(capsys: pytest.CaptureFixture, main: object, *words: str, **groups: type) -> str:
@@ -511,16 +429,6 @@ def fails(capsys: pytest.CaptureFixture, main: object, *words: str, **groups: ty
     assert last.startswith("error: ")
     assert "Traceback" not in error
     return last
-
-
-def test_bad_checkpoints_give_one_line(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, (path, words) in bad_checkpoints(trained / "checkpoint_000004.pt", tmp_path).items():
-        line = fails(capsys, sample_mnist.main, "--model_checkpoint", path, "--output_dir", "out")
-        assert words in line, name
-        assert path.name in line
-    assert not Path("evil-was-here").exists()
-    assert not Path("out").exists()
 
 
 def training(capsys: pytest.CaptureFixture, folder: Path, *words: str) -> str:
@@ -612,16 +520,6 @@ def test_a_folder_with_a_run_is_refused_and_unharmed(trained, capsys):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert "cannot be written" in training(capsys, tmp_path / "file" / "run")
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1})
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(path, {"step": 2})
-    assert torch.load(io.BytesIO(path.read_bytes()), weights_only=True)["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_no_code_names_a_device_or_a_machine():

@@ -6,9 +6,6 @@ The long forms are in stress.py.
 import csv
 import os
 import signal
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,17 +14,15 @@ import pytest
 import strangers
 import stress
 import torch
-from conftest import ROOT, Server
+from common.run import Run, RunOptions
+from conftest import ROOT
 from conftest import train as train_any
-from strangers import GOOD_CHECKPOINT, YAMLS, as_file, good_content, pickles
-from test_common import fails
 from torch import nn
 
-from common import checkpoint, cli, download, folder, processes
+from common import checkpoint, folder, processes
 from common.ema import Ema
 from common.errors import UserError
-from common.run import Run, RunOptions
-from lesson_05 import sample_mnist, train_mnist
+from lesson_05 import train_mnist
 from lesson_05.ddpm import DDPM
 from lesson_05.unet import UNet
 from lesson_09.iddpm import ImprovedDDPM, cosine_beta
@@ -40,41 +35,6 @@ def train(place: Path, **changes: object) -> Path:
 
 
 # Kills
-
-
-class Killed(BaseException):
-    """No handler of exceptions may see a kill; this comes closest to it."""
-
-
-@pytest.mark.parametrize("moment", range(4))
-def test_a_save_that_is_cut_off_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, moment):
-    """Killed before the file is flushed, before it has its name, and before the old one goes."""
-    path = tmp_path / "checkpoint_000001.pt"
-    checkpoint.save(path, good_content())
-    calls = iter(range(9))
-
-    def killing(function: Callable) -> Callable:
-        def called(*arguments: object) -> object:
-            if next(calls) == moment:
-                raise Killed
-            return function(*arguments)
-
-        return called
-
-    monkeypatch.setattr(os, "fsync", killing(os.fsync))
-    monkeypatch.setattr(os, "replace", killing(os.replace))
-    ended = False
-    try:
-        checkpoint.save(path, {**good_content(), "step": 4})
-        ended = True
-    except Killed:
-        pass
-    monkeypatch.undo()
-    assert ended == (moment == 3)  # two flushes and a new name
-    assert checkpoint.load(path)["step"] == (3 if moment < 2 else 4)
-    lock = folder.open_folder(tmp_path, fresh=False)
-    assert not list(tmp_path.glob(".*.part"))
-    lock.release()
 
 
 def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
@@ -151,13 +111,6 @@ def test_a_signal_then_resume_is_one_run(tmp_path, number):
     assert stress.rows(parts) == stress.rows(tmp_path / "whole")
 
 
-def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
-    for name in ("999999", "1000000", "000004", "best", "12x"):
-        (tmp_path / f"checkpoint_{name}.pt").touch()
-    names = [path.stem.partition("_")[2] for path in folder.saved(tmp_path)]
-    assert names == ["000004", "999999", "1000000"]
-
-
 def test_images_per_second_are_those_of_the_steps_alone(tmp_path, monkeypatch):
     """Looks, before a row and around it, are not counted; the clock is one of the test's own."""
     now = [100.0]
@@ -199,48 +152,6 @@ def test_looking_draws_the_same_numbers_each_time_and_none_of_the_runs(tmp_path)
         with run.looking():
             torch.randn(9)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_row_that_was_cut_off_is_dropped(tmp_path):
-    log = tmp_path / "metrics.csv"
-    for text, left in [
-        ("step,loss\n5,0.1\n10,0.25\n", "step,loss\n5,0.1\n10,0.25\n"),
-        ("step,loss\n5,0.1\n10,0.2", "step,loss\n5,0.1\n"),
-        ("step,loss\n5,0.1\n1", "step,loss\n5,0.1\n"),
-        ("step,loss\n5,0.1\n15,0.3\n", "step,loss\n5,0.1\n"),
-        ("step,loss\n5,0.1\n\0\0\0\0\n", "step,loss\n5,0.1\n"),
-        ("step,lo", ""),
-        ("", ""),
-    ]:
-        log.write_text(text)
-        folder.keep_rows(log, 10)
-        assert log.read_text() == left
-
-
-def test_two_runs_in_one_folder(tmp_path, capsys):
-    """The second is refused, also by another process; a run that is gone holds nothing."""
-    held = folder.open_folder(tmp_path / "run", fresh=True)
-    words = ["--config", "configs/laptop.yaml", "--dataset", "digits", "--device", "cpu"]
-    words += ["--output_dir", tmp_path / "run"]
-    line = fails(capsys, train_mnist.main, *words, presets=True, network=UNet)
-    assert "another run is writing into" in line
-    held.release()
-    code = "import sys, pathlib, os, signal; from common import folder\n"
-    code += "held = folder.open_folder(pathlib.Path(sys.argv[1]), False)\n"
-    code += "print('held', flush=True); sys.stdin.read()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run is writing into"):
-        folder.open_folder(tmp_path / "run", fresh=True)
-    other.kill()
-    other.wait()
-    folder.open_folder(tmp_path / "run", fresh=True).release()
 
 
 # Disks
@@ -447,169 +358,10 @@ def test_short_memory_is_one_line_with_what_to_try(tmp_path, monkeypatch, error)
 # Files
 
 
-def test_what_is_changed_below_is_valid_before(tmp_path):
-    (tmp_path / "file").write_bytes(GOOD_CHECKPOINT)
-    assert strangers.read_checkpoint(tmp_path / "file") is None
-    assert strangers.read_resumed(tmp_path / "file") is None
-    (tmp_path / "file").write_bytes(strangers.PRESET)
-    assert strangers.read_preset(tmp_path / "file") is None
-    (tmp_path / "file").write_bytes(strangers.GOOD_PNG)
-    assert strangers.read_png(tmp_path / "file") is None
-    assert strangers.read_idx(strangers.write_idx(tmp_path, strangers.IDX)) is None
-
-
-@pytest.mark.parametrize("kind", ["checkpoints", "resumed", "IDX", "YAML", "PNG"])
-def test_files_from_strangers(kind, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    lines = stress.answers(*stress.kinds(tmp_path)[kind], count=40, seed=0)
-    assert len(lines) >= 40
-    assert any(lines)
-    assert not (tmp_path / "evil-was-here").exists()
-
-
-def with_pickle(path: Path, body: bytes) -> Path:
-    path.write_bytes(GOOD_CHECKPOINT)
-    with zipfile.ZipFile(path) as source:
-        entries = [(name, source.read(name)) for name in source.namelist()]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, old in entries:
-            archive.writestr(name, body if name.endswith("data.pkl") else old)
-    return path
-
-
-@pytest.mark.parametrize("name", sorted(pickles()))
-def test_instructions_that_no_checkpoint_has(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = strangers.read_checkpoint(with_pickle(tmp_path / "file.pt", pickles()[name]))
-    assert line is not None
-    if name in ("system", "eval", "system 4", "bytearray", "load", "tensor"):
-        assert "could run code and was not loaded" in line
-    assert not (tmp_path / "evil-was-here").exists()
-
-
-CLAIMS = {
-    "channels": ("network", "channels", 20_000, "larger network"),
-    "blocks": ("network", "num_blocks", 10**9, "larger network"),
-    "levels": ("network", "multipliers", [1] * 10**5, "is damaged"),
-    "groups": ("network", "num_groups", 0, "is damaged"),
-    "times": (None, "num_timesteps", 10**11, "num_timesteps is"),
-    "pixels": ("network", "image_size", 10**9, "image_size is"),
-    "nothing": (None, "network", None, "do not fit"),
-    "letters": ("network", "attention_resolutions", "x" * 10**5, "is damaged"),
-}
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_a_config_that_claims_what_memory_cannot_hold(name, tmp_path):
-    group, key, value, said = CLAIMS[name]
-    content = good_content()
-    (content["config"][group] if group else content["config"])[key] = value
-    (tmp_path / "file.pt").write_bytes(as_file(content))
-    before = stress.peak_memory()
-    assert said in strangers.read_checkpoint(tmp_path / "file.pt")
-    assert stress.peak_memory() - before < 500
-
-
-def test_a_turned_bit_in_the_weights_is_found(tmp_path):
-    body = bytearray(GOOD_CHECKPOINT)
-    weight = good_content()["ema"]["module.conv_in.weight"].numpy().tobytes()
-    body[body.index(weight) + 7] ^= 4
-    (tmp_path / "file.pt").write_bytes(body)
-    assert "the sum of" in strangers.read_checkpoint(tmp_path / "file.pt")
-
-
-def test_tensors_that_claim_more_than_the_file_holds(tmp_path):
-    content = good_content()
-    content["ema"]["module.conv_in.weight"] = torch.zeros(1).expand(10**6, 10**6)
-    (tmp_path / "file.pt").write_bytes(as_file(content))
-    assert "claim more than it holds" in strangers.read_checkpoint(tmp_path / "file.pt")
-
-
-@pytest.mark.parametrize("number", range(len(YAMLS)))
-def test_presets_that_are_none(number, tmp_path):
-    (tmp_path / "file.yaml").write_bytes(YAMLS[number])
-    line = strangers.read_preset(tmp_path / "file.yaml")
-    assert line is not None or YAMLS[number] == b""
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_files_without_end(tmp_path):
-    raw = strangers.write_idx(tmp_path, strangers.IDX) / "MNIST" / "raw"
-    (raw / "t10k-labels-idx1-ubyte").unlink()
-    for name in ("pipe", "zero"):
-        path = tmp_path / name
-        os.mkfifo(path) if name == "pipe" else path.symlink_to("/dev/zero")
-        assert strangers.read_checkpoint(path) is not None
-        assert strangers.read_png(path) is not None
-        assert strangers.read_preset(path) is not None
-        (raw / "t10k-labels-idx1-ubyte").symlink_to(path)
-        assert "cannot be read" in strangers.read_idx(tmp_path)
-        (raw / "t10k-labels-idx1-ubyte").unlink()
-
-
 # Old files
 
 
-def test_the_first_format_still_loads_and_goes_on(tmp_path):
-    old = ROOT / "tests" / "checkpoint_format_1.pt"
-    assert old.stat().st_size < 400_000
-    _, model, content = sample_mnist.load(old)
-    assert content["format"] == 1
-    assert all(p.isfinite().all() for p in model.parameters())
-    words = ["--resume", str(old), "--num_training_steps", str(content["step"] + 1)]
-    words += ["--output_dir", str(tmp_path), "--num_samples", "0", "--device", "cpu"]
-    cli.run(train_mnist.main, words, presets=True, network=UNet)
-    assert checkpoint.load(folder.saved(tmp_path)[-1])["step"] == content["step"] + 1
-
-
-def test_a_newer_format_is_refused_by_its_number(tmp_path):
-    (tmp_path / "file.pt").write_bytes(as_file({**good_content(), "format": 2}))
-    line = strangers.read_checkpoint(tmp_path / "file.pt")
-    assert "has format 2, but this version reads 1: update the repository" in line
-
-
 # Downloads
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(checkpoint, "TIMEOUT", 0.5)
-    return tmp_path / "cache" / "diffusion-lessons"
-
-
-def test_a_download_that_is_too_large_or_too_slow(address, cache, monkeypatch):
-    Server.files = {"model.pt": GOOD_CHECKPOINT}
-    for name, value, said in [("MOST_BYTES", 100, "larger than"), ("MOST_SECONDS", 0, "longer")]:
-        with monkeypatch.context() as patch:
-            patch.setattr(download, name, value)
-            with pytest.raises(UserError, match=said):
-                checkpoint.load(f"{address}/model.pt")
-        assert not list(cache.iterdir())
-
-
-def test_a_download_with_another_sum_is_not_kept(address, cache):
-    Server.files = {"model.pt": GOOD_CHECKPOINT}
-    with pytest.raises(UserError, match="it has the sha256"):
-        checkpoint.load(f"{address}/model.pt", sha256="0" * 64)
-    assert not list(cache.iterdir())
-
-
-def test_no_name_from_an_address_becomes_a_path(address, cache):
-    Server.files = {"..%2f..%2fevil.pt": GOOD_CHECKPOINT, "evil.pt?x=": GOOD_CHECKPOINT}
-    for name in Server.files:
-        assert checkpoint.load(f"{address}/a/../../{name}")["step"] == 3
-    assert all(path.parent == cache and path.suffix == ".pt" for path in cache.iterdir())
-
-
-def test_certificates_are_checked(cache):
-    """A server with a certificate that nobody vouches for gets no request."""
-    import ssl
-
-    assert ssl.create_default_context().verify_mode == ssl.CERT_REQUIRED
-    text = "".join(path.read_text() for path in ROOT.glob("common/*.py"))
-    assert "_unverified" not in text
-    assert "CERT_NONE" not in text
 
 
 def test_starting_processes_needs_no_fork():

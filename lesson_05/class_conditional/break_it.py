@@ -1,128 +1,90 @@
-"""Leave one thing out, or take too much of it, and see what it was for.
+"""Leave one thing out, or overdo it, and see what it is for.
 
-The network with labels that comes with the repository is sampled as the lesson does and with one
-thing changed, from the same noise at every step.
+The shipped network with labels is sampled as in the lesson and with one thing changed, with the
+same noise in every step.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common import checkpoint, cli
-from common.device import Precision, autocast, pick_device
-from common.images import save_rows
-from common.run import check
-from lesson_05.class_conditional.network import ClassConditionalUNet
-from lesson_05.class_conditional.sample_mnist import SHIPPED, load
-from lesson_05.ddpm import DDPM, Network, preview
+from common import cli
+from common.break_it import Bench, BreakOptions, run_breaks
+from common.errors import check_at_least
+from lesson_05.class_conditional.sample_mnist import SHIPPED
+from lesson_05.ddpm import Network, preview
 
 Break = Literal["too_insistent", "never_dropped", "no_difference"]
 
 
 def main(
     what: list[Break] | None = None,
-    model_checkpoint: str = SHIPPED,
-    num_samples: int = 10,
     num_steps: int = 100,
-    output_dir: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Precision = "auto",
+    options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED, num_samples=10),
 ) -> None:
     """Break the lesson, one thing at a time: broken_too_insistent.png and so on.
 
     Args:
-        what: too_insistent, much guidance; never_dropped, the null class as if it had never been
-            trained; no_difference, the conditional estimate itself is scaled. All unless given.
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        num_samples: images in a row.
-        num_steps: of `preview`, a quick look.
-        output_dir: folder of the pictures; output/ in this folder unless given.
-        seed: of the noise.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
+        what: too_insistent, much guidance; never_dropped, a null class that was never trained;
+            no_difference, the conditional estimate itself is scaled. All of them unless given.
+        num_steps: of `preview`, which takes fewer than the T steps of Algorithm 2.
     """
-    check(lambda value: value >= 1, "at least 1", num_samples=num_samples, num_steps=num_steps)
-    place = pick_device(device)
-    process, model, content = load(model_checkpoint)
-    config = content["config"]["network"]
-    folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
-    checkpoint.make_folder(folder)
-    size = config["image_size"]
-    shape = (num_samples, config["image_channels"], size, size)
-    bench = Bench(process.to(place), model.to(place), shape, num_steps, seed)
-    for name in what or list(BREAKS):
-        with autocast(place, precision):
-            rows = BREAKS[name](bench)
-        save_rows(folder / f"broken_{name}.png", rows)
-        print(f"{folder}/broken_{name}.png")
+    check_at_least(1, num_steps=num_steps)
+    breaks = {name: partial(function, num_steps=num_steps) for name, function in BREAKS.items()}
+    run_breaks("lesson_05.class_conditional", breaks, what, options)
 
 
-@dataclass
-class Bench:
-    """A trained network, and what to sample it with."""
-
-    process: DDPM
-    model: ClassConditionalUNet
-    shape: tuple[int, int, int, int]
-    num_steps: int
-    seed: int
-
-    @property
-    def label(self) -> Tensor:
-        """0, 1, 2, ... in turn."""
-        label = torch.arange(self.shape[0]) % self.model.num_classes
-        return label.to(self.process.signal_rate.device)
-
-    def sample(self, network: Network) -> Tensor:
-        torch.manual_seed(self.seed)
-        x_T = torch.randn(self.shape, device=self.process.signal_rate.device)
-        return preview(self.process, network, x_T, self.num_steps)
+def labels(bench: Bench) -> Tensor:
+    """0, 1, 2, ..., repeated from 0 on."""
+    label = torch.arange(bench.options.num_samples, device=bench.device)
+    return label % bench.model.num_classes
 
 
-def too_insistent(bench: Bench) -> dict[str, Tensor]:
+def sample(bench: Bench, network: Network, num_steps: int) -> Tensor:
+    return preview(bench.process, network, bench.noise(), num_steps)
+
+
+def too_insistent(bench: Bench, num_steps: int) -> dict[str, Tensor]:
     """More and more guidance."""
     return {
-        f"s = {scale:g}": bench.sample(bench.model.bind(bench.label, scale))
+        f"s = {scale:g}": sample(bench, bench.model.bind(labels(bench), scale), num_steps)
         for scale in (0.0, 1.0, 2.0, 4.0, 16.0)
     }
 
 
-@torch.no_grad()
-def never_dropped(bench: Bench) -> dict[str, Tensor]:
-    """Guidance away from a null class as it is before training.
+def never_dropped(bench: Bench, num_steps: int) -> dict[str, Tensor]:
+    """Guidance away from a null class with its random initial embedding.
 
-    An imitation: the network around it did learn with dropping.
+    This imitates training without dropping; the rest of the network was trained with it.
     """
-    untrained = deepcopy(bench.model)
-    torch.manual_seed(bench.seed + 1)  # not the noise of the samples
-    untrained.label.weight[-1].normal_()  # as nn.Embedding begins
+    label, untrained = labels(bench), deepcopy(bench.model)
+    torch.manual_seed(bench.options.seed + 1)  # other numbers than the noise of the samples
+    untrained.label.weight[-1].normal_()  # the initial distribution of nn.Embedding
     return {
-        "s = 3": bench.sample(bench.model.bind(bench.label, 3.0)),
-        "never dropped": bench.sample(untrained.bind(bench.label, 3.0)),
-        "its null class": bench.sample(untrained.bind(bench.label, 0.0)),
+        "s = 3": sample(bench, bench.model.bind(label, 3.0), num_steps),
+        "never dropped": sample(bench, untrained.bind(label, 3.0), num_steps),
+        "its null class": sample(bench, untrained.bind(label, 0.0), num_steps),
     }
 
 
-def no_difference(bench: Bench) -> dict[str, Tensor]:
-    """s ε̂(xt, t, c), without ε̂(xt, t, ∅) to take the difference from."""
-    conditional = bench.model.bind(bench.label)
+def no_difference(bench: Bench, num_steps: int) -> dict[str, Tensor]:
+    """s ε̂(xt, t, c), without the difference from ε̂(xt, t, ∅)."""
+    conditional = bench.model.bind(labels(bench))
 
     def scaled(xt: Tensor, t: Tensor) -> Tensor:
         return 2 * conditional(xt, t)
 
     return {
-        "s = 2": bench.sample(bench.model.bind(bench.label, 2.0)),
-        "no difference": bench.sample(scaled),
+        "s = 2": sample(bench, bench.model.bind(labels(bench), 2.0), num_steps),
+        "no difference": sample(bench, scaled, num_steps),
     }
 
 
-BREAKS: dict[Break, Callable[[Bench], dict[str, Tensor]]] = {
+BREAKS: dict[Break, Callable[..., dict[str, Tensor]]] = {
     "too_insistent": too_insistent,
     "never_dropped": never_dropped,
     "no_difference": no_difference,

@@ -1,6 +1,6 @@
-"""Lesson 5's U-Net with a class label, which joins the time: one embedding is added to the other.
+"""Lesson 5's U-Net with a class label, whose embedding is added to that of the time.
 
-process.loss(partial(model, label=label), ...)  # a network like any other
+process.loss(partial(model, label=label), ...)  # with labels bound, a network like any other
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from lesson_05.unet import UNet, timestep_embedding
 class ClassConditionalUNet(UNet):
     """eps_hat = model(xt, t, label), label int64 (B,), 0 to num_classes.
 
-    The label num_classes is the null class: learned, and drawn with no condition
-    [HoSalimans22 Section 3.2].
+    The label num_classes is the null class. Its embedding is learned, and it stands for no
+    condition [HoSalimans22 Section 3.2].
 
     Args:
         num_classes: classes of the data.
@@ -33,8 +33,9 @@ class ClassConditionalUNet(UNet):
         return self.estimate(xt, time + self.label(label))
 
     def null(self, label: Tensor) -> Tensor:
+        """The null class, as often as there are labels."""
         return torch.full_like(label, self.num_classes)
 
     def bind(self, label: Tensor, guidance: float = 1.0) -> Guided:
-        """The network to sample for these labels (B,)."""
+        """The network for images of these classes (B,)."""
         return Guided(self, guidance, label, self.null(label))

@@ -1,111 +1,76 @@
 """Sample images of given classes, by Algorithm 2 of Ho et al. 2020."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from common import checkpoint, cli
-from common.device import Precision, autocast, pick_device
-from common.errors import UserError
-from common.images import save_grid
-from common.images import save_npz as write_npz
+from common.errors import UserError, check_at_least
+from common.options import SamplingOptions
+from common.sampling import draw_samples, inference, save_samples
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, Variance, linear_beta
-from lesson_05.guidance import in_turn, sample_each
+from lesson_05.guidance import conditional, one_per_sample
 
-SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.pt")
+SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 
 
 def main(
-    model_checkpoint: str = SHIPPED,
     labels: list[int] | None = None,
     guidance: float = 1.0,
-    num_samples: int = 64,
     clip_x0: bool = True,
     variance: Variance | None = None,
-    save_npz: bool = False,
-    output_dir: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Precision = "auto",
-    sha256: str | None = None,
+    options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images of the classes asked for: samples.png, and labels.txt in the same layout.
+    """Sample images of given classes: samples.png, and labels.txt in the same rows of eight.
 
     Args:
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        labels: one or more, repeated in turn where there are more samples; else all the classes.
+        labels: one or more, repeated in turn up to num_samples; all the classes unless given.
         guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
-        num_samples: how many images.
-        clip_x0: whether each estimate of the clean image is clipped to [-1, 1].
+        clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
         variance: of the reverse steps; as in training unless given.
-        save_npz: also write samples.npz: key samples, uint8 (N, C, H, W).
-        output_dir: folder of the pictures; output/ in this folder unless given.
-        seed: of the noise.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
-        sha256: refuse a file with another sum.
     """
-    place = pick_device(device)
-    process, model, content = load(model_checkpoint, variance, sha256)
-    network = content["config"]["network"]
-    shape = (network["image_channels"], network["image_size"], network["image_size"])
-    folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
-    checkpoint.make_folder(folder)
-    process, model = process.to(place), model.to(place)
-    torch.manual_seed(seed)
-    with autocast(place, precision):
-        x0 = save_classes(process, model, shape, labels, num_samples, guidance, folder, clip_x0)
-    if save_npz:
-        write_npz(folder / "samples.npz", x0)
+    check_at_least(0, guidance=guidance)
+    process, model, content = load(options.model_checkpoint, options.sha256, variance)
+    num_samples = options.num_samples
+    if labels is None:
+        labels = list(range(model.num_classes))[:num_samples]
+    labels = one_per_sample(labels, num_samples, "labels")
+    for label in labels:
+        if not 0 <= label < model.num_classes:
+            raise UserError(f"label {label} is not known: take 0 to {model.num_classes - 1}")
+    with inference(options, "lesson_05.class_conditional") as (folder, device):
+        process, model = process.to(device), model.to(device)
+        trajectory = conditional(
+            partial(process.trajectory, clip_x0=clip_x0), partial(model.bind, guidance=guidance)
+        )
+        shape, T = content.image_shape, process.num_timesteps
+        samples = draw_samples(trajectory, num_samples, shape, T, device, torch.tensor(labels))
+    save_samples(folder, samples, options.save_npz)
+    save_labels(folder / "labels.txt", labels)
     print(f"{num_samples} samples: {folder}/samples.png, of the classes in {folder}/labels.txt")
 
 
 def load(
-    source: str, variance: Variance | None = None, sha256: str | None = None
+    source: str, sha256: str | None = None, variance: Variance | None = None
 ) -> tuple[DDPM, ClassConditionalUNet, checkpoint.Checkpoint]:
     """The process and the averaged network, in eval mode, from a checkpoint alone."""
     content = checkpoint.load(source, "lesson_05.class_conditional", sha256)
-    config = content["config"]
-    with checkpoint.must_fit(source):
+    config = content.config
+    with content.must_fit():
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
         process = DDPM(beta, variance or config["variance"])
-        model = ClassConditionalUNet(config["num_classes"], **config["network"])
-        model = checkpoint.load_weights(model, content)
+        num_classes, network = config["num_classes"], config["network"]
+        model = content.build(lambda: ClassConditionalUNet(num_classes, **network))
     return process, model, content
 
 
-def conditions(digits: list[int], seed: int) -> Tensor:
-    """What model.bind takes to be asked for these digits: for common/evaluate.py."""
-    return torch.tensor(digits)
-
-
-def save_classes(
-    process: DDPM,
-    model: ClassConditionalUNet,
-    shape: tuple[int, int, int],
-    labels: Sequence[int] | None,
-    num_samples: int,
-    guidance: float,
-    folder: Path,
-    clip_x0: bool = True,
-) -> Tensor:
-    """Draw one sample a label and write the grid and the labels, in the same rows of eight."""
-    if labels is None:
-        labels = [i % model.num_classes for i in range(num_samples)]
-    labels = in_turn(labels, num_samples, "labels")
-    for label in labels:
-        if not 0 <= label < model.num_classes:
-            raise UserError(f"label {label} is not known: take 0 to {model.num_classes - 1}")
-    x0 = sample_each(
-        process, lambda chunk: model.bind(chunk, guidance), torch.tensor(labels), shape, clip_x0
-    )
-    save_grid(folder / "samples.png", x0)
-    rows = [labels[i : i + 8] for i in range(0, num_samples, 8)]
-    (folder / "labels.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows) + "\n")
-    return x0
+def save_labels(path: Path, labels: Sequence[int]) -> None:
+    """The labels in the layout of their grid, eight in a row."""
+    rows = [labels[i : i + 8] for i in range(0, len(labels), 8)]
+    path.write_text("\n".join(" ".join(map(str, row)) for row in rows) + "\n")
 
 
 if __name__ == "__main__":

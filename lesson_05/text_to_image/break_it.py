@@ -1,126 +1,88 @@
-"""Leave one thing out, and see what it was for.
+"""Leave one thing out, or overdo it, and see what it is for.
 
-A break differs from the lesson in one line. The text-to-image network that comes with the
-repository is sampled with and without it, from the same noise at every step.
+The shipped text-to-image network is sampled as in the lesson and with one thing changed, with the
+same noise in every step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common import checkpoint, cli
-from common.device import Precision, autocast, pick_device
-from common.images import save_rows
-from common.run import check
-from lesson_05.ddpm import DDPM, Network, preview
+from common import cli
+from common.break_it import Bench, BreakOptions, run_breaks
+from common.errors import check_at_least
+from lesson_05.ddpm import Network, preview
 from lesson_05.guidance import Guided
-from lesson_05.text_to_image.network import TextToImageUNet
-from lesson_05.text_to_image.sample_mnist import SHIPPED, load
-from lesson_05.text_to_image.text import PADDING, WORDS, Context, tokenize
+from lesson_05.text_to_image.sample_mnist import SHIPPED
+from lesson_05.text_to_image.text import MAX_LENGTH, PADDING, WORDS, Context, tokenize
 
 Break = Literal["no_mask", "wrong_null", "too_insistent"]
 
 
 def main(
     what: list[Break] | None = None,
-    model_checkpoint: str = SHIPPED,
-    num_samples: int = 10,
     num_steps: int = 100,
-    output_dir: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Precision = "auto",
+    options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED, num_samples=10),
 ) -> None:
     """Break the lesson, one thing at a time: broken_no_mask.png and so on.
 
     Args:
-        what: no_mask, the padding is read as if it were text; wrong_null, guidance moves away from
-            a prompt, not from the null prompt; too_insistent, much guidance. All unless given.
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        num_samples: images in a row.
-        num_steps: of Algorithm 2, a quick look.
-        output_dir: folder of the pictures; output/ in this folder unless given.
-        seed: of the noise.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
+        what: no_mask, attention to the padding as if it were text; wrong_null, guidance away from a
+            prompt instead of the null prompt; too_insistent, much guidance. All of them unless
+            given.
+        num_steps: of `preview`, which takes fewer than the T steps of Algorithm 2.
     """
-    check(lambda value: value >= 1, "at least 1", num_samples=num_samples, num_steps=num_steps)
-    place = pick_device(device)
-    process, model, content = load(model_checkpoint)
-    config = content["config"]["network"]
-    folder = Path(output_dir) if output_dir else Path(__file__).parent / "output"
-    checkpoint.make_folder(folder)
-    size = config["image_size"]
-    shape = (num_samples, config["image_channels"], size, size)
-    bench = Bench(process.to(place), model.to(place), shape, num_steps, seed)
-    for name in what or list(BREAKS):
-        with autocast(place, precision):
-            rows = BREAKS[name](bench)
-        save_rows(folder / f"broken_{name}.png", rows)
-        print(f"{folder}/broken_{name}.png")
+    check_at_least(1, num_steps=num_steps)
+    breaks = {name: partial(function, num_steps=num_steps) for name, function in BREAKS.items()}
+    run_breaks("lesson_05.text_to_image", breaks, what, options)
 
 
-@dataclass
-class Bench:
-    """A trained network, and what to sample it with."""
-
-    process: DDPM
-    model: TextToImageUNet
-    shape: tuple[int, int, int, int]
-    num_steps: int
-    seed: int
-
-    @property
-    def tokens(self) -> Tensor:
-        """ "zero", "one", "two", ..."""
-        words = [WORDS[k % 10] for k in range(self.shape[0])]
-        return tokenize(words).to(self.process.signal_rate.device)
-
-    def sample(self, network: Network) -> Tensor:
-        torch.manual_seed(self.seed)
-        x_T = torch.randn(self.shape, device=self.process.signal_rate.device)
-        return preview(self.process, network, x_T, self.num_steps)
+def prompts(bench: Bench) -> Tensor:
+    """The tokens of "zero", "one", "two", ..., repeated from "zero" on."""
+    words = [WORDS[k % 10] for k in range(bench.options.num_samples)]
+    return tokenize(words).to(bench.device)
 
 
-@torch.no_grad()
-def no_mask(bench: Bench) -> dict[str, Tensor]:
-    """The same prompts, padded to 64 tokens, with the mask and without it."""
-    tokens = bench.tokens
-    long = torch.full((len(tokens), 64), PADDING, device=tokens.device)
-    long[:, : tokens.shape[1]] = tokens
-    masked = bench.model.encode(long)
-    seen = Context(masked.sequence, torch.ones_like(masked.real))
+def sample(bench: Bench, network: Network, num_steps: int) -> Tensor:
+    return preview(bench.process, network, bench.noise(), num_steps)
+
+
+def no_mask(bench: Bench, num_steps: int) -> dict[str, Tensor]:
+    """The same prompts, padded to the greatest length, with the mask and without it."""
+    tokens = prompts(bench)
+    padded = torch.full((len(tokens), MAX_LENGTH), PADDING, device=tokens.device)
+    padded[:, : tokens.shape[1]] = tokens
+    masked = bench.model.encode(padded)
+    unmasked = Context(masked.sequence, torch.ones_like(masked.mask))
     return {
-        "masked": bench.sample(Guided(bench.model, 1, masked, masked)),
-        "padding is read": bench.sample(Guided(bench.model, 1, seen, seen)),
+        "masked": sample(bench, Guided(bench.model, 1, masked, masked), num_steps),
+        "no mask": sample(bench, Guided(bench.model, 1, unmasked, unmasked), num_steps),
     }
 
 
-@torch.no_grad()
-def wrong_null(bench: Bench) -> dict[str, Tensor]:
+def wrong_null(bench: Bench, num_steps: int) -> dict[str, Tensor]:
     """Guidance away from "one", as if it were the null prompt."""
-    tokens = bench.tokens
+    tokens = prompts(bench)
     condition = bench.model.encode(tokens)
     wrong = bench.model.encode(tokens[[1] * len(tokens)]) if len(tokens) > 1 else condition
     return {
-        "away from null": bench.sample(bench.model.bind(tokens, 3.0)),
-        'away from "one"': bench.sample(Guided(bench.model, 3.0, condition, wrong)),
+        "away from null": sample(bench, bench.model.bind(tokens, 3.0), num_steps),
+        'away from "one"': sample(bench, Guided(bench.model, 3.0, condition, wrong), num_steps),
     }
 
 
-def too_insistent(bench: Bench) -> dict[str, Tensor]:
+def too_insistent(bench: Bench, num_steps: int) -> dict[str, Tensor]:
     """More and more guidance."""
     return {
-        f"s = {scale:g}": bench.sample(bench.model.bind(bench.tokens, scale))
+        f"s = {scale:g}": sample(bench, bench.model.bind(prompts(bench), scale), num_steps)
         for scale in (0.0, 1.0, 2.0, 4.0, 16.0)
     }
 
 
-BREAKS: dict[Break, Callable[[Bench], dict[str, Tensor]]] = {
+BREAKS: dict[Break, Callable[..., dict[str, Tensor]]] = {
     "no_mask": no_mask,
     "wrong_null": wrong_null,
     "too_insistent": too_insistent,

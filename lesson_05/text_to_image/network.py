@@ -1,10 +1,10 @@
-"""Lesson 5's U-Net with a prompt, which it hears in two ways, as GLIDE's (arXiv 2112.10741) does.
+"""Lesson 5's U-Net conditioned on a prompt in two ways, as in GLIDE (arXiv 2112.10741).
 
-The mean of the prompt's tokens joins the time, so that every block knows the prompt as a whole;
-and wherever pixels attend to pixels, they then attend to the tokens one by one.
+The mean of the prompt's tokens is added to the time's embedding, which every block receives. And
+wherever the U-Net has self-attention, cross-attention to the single tokens follows.
 
-context = model.encode(tokens)                      # once
-process.loss(partial(model, context=context), ...)  # a network like any other
+context = model.encode(tokens)
+process.loss(partial(model, context=context), ...)  # with it bound, a network like any other
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from lesson_05.unet import Block, SelfAttention, UNet, timestep_embedding
 
 
 class TextAttention(nn.Module):
-    """The self-attention of lesson 5, then cross-attention: every pixel looks at every token.
+    """The self-attention of lesson 5, then cross-attention from pixels to tokens.
 
     h (B, C, H, W), context with a sequence (B, L, dim) -> the shape of h, added to the input.
 
     Args:
-        self_attention: to come first.
+        self_attention: the layer to extend.
         context_dim: features of a token.
     """
 
@@ -34,7 +34,7 @@ class TextAttention(nn.Module):
         self.self_attention = self_attention
         self.norm = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
         self.cross = Attention(norm.num_channels, context_dim, self_attention.num_heads)
-        nn.init.zeros_(self.cross.out.weight)  # as in every block: at first, only the shortcut
+        nn.init.zeros_(self.cross.out.weight)  # it starts as its shortcut, like every block
         nn.init.zeros_(self.cross.out.bias)
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
@@ -45,10 +45,10 @@ class TextAttention(nn.Module):
 
 
 class TextToImageUNet(UNet):
-    """eps_hat = model(xt, t, context): lesson 5's U-Net, and the encoder that is trained with it.
+    """eps_hat = model(xt, t, context): lesson 5's U-Net and the text encoder, trained together.
 
     Args:
-        text: the encoder.
+        text: the text encoder.
         network: the arguments of the U-Net.
     """
 
@@ -56,13 +56,14 @@ class TextToImageUNet(UNet):
         super().__init__(**network)
         self.text = text
         self.summary = nn.Linear(text.dim, 4 * self.channels)
-        nn.init.zeros_(self.summary.weight)  # here too: at first, only the time
+        nn.init.zeros_(self.summary.weight)  # at first the prompt changes nothing here either
         nn.init.zeros_(self.summary.bias)
         for block in list(self.modules()):
             if isinstance(block, Block) and isinstance(block.attention, SelfAttention):
                 block.attention = TextAttention(block.attention, text.dim)
 
     def encode(self, tokens: Tensor) -> Context:
+        """The context of these prompts (B, L)."""
         return self.text(tokens)
 
     def forward(self, xt: Tensor, t: Tensor, context: Context) -> Tensor:  # type: ignore[override]
@@ -71,5 +72,5 @@ class TextToImageUNet(UNet):
 
     @torch.no_grad()
     def bind(self, tokens: Tensor, guidance: float = 1.0) -> Guided:
-        """The network to sample for these prompts (B, L), which are encoded here, once."""
+        """The network for images of these prompts (B, L), which are encoded once, here."""
         return Guided(self, guidance, self.encode(tokens), self.encode(null_prompt(tokens)))

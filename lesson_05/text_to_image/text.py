@@ -1,4 +1,4 @@
-"""Prompts: the sentences to learn from, their bytes, and the encoder that reads them."""
+"""Prompts: the training sentences, their tokens, and the text encoder."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, check_at_least
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
@@ -32,7 +32,7 @@ MAX_LENGTH = 64
 
 
 def digit_prompts(digit: int) -> list[str]:
-    """Every template, with the digit as a figure and as a word."""
+    """Every template, with the digit as a numeral and as a word."""
     prompts = [template.format(n) for n in (str(digit), WORDS[digit]) for template in TEMPLATES]
     return [p.replace("a 8", "an 8").replace("a eight", "an eight") for p in prompts]
 
@@ -40,13 +40,13 @@ def digit_prompts(digit: int) -> list[str]:
 def all_digit_prompts() -> Tensor:
     """The tokens of every prompt for every digit, int64 (10, prompts a digit, L)."""
     prompts = [digit_prompts(digit) for digit in range(10)]
-    return tokenize([p for some in prompts for p in some]).unflatten(0, (10, -1))
+    return tokenize([prompt for row in prompts for prompt in row]).unflatten(0, (10, -1))
 
 
 def tokenize(prompts: Sequence[str]) -> Tensor:
-    """The prompts' UTF-8 bytes, in lower case and with single spaces, padded to the longest.
+    """The UTF-8 bytes of the prompts, in lower case and with single spaces, padded to the longest.
 
-    int64 (B, L), 0 to 255 and PADDING. An empty prompt, or one of more than 64 bytes, is refused.
+    int64 (B, L), 0 to 255 and PADDING. A prompt has 1 to 64 bytes.
     """
     rows = []
     for prompt in prompts:
@@ -63,30 +63,30 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
 
 
 def null_prompt(tokens: Tensor) -> Tensor:
-    """For each prompt (B, L) the null prompt in its place: learned, and drawn with no condition."""
+    """The null prompt, which stands for no condition, in place of each prompt (B, L)."""
     row = [*NULL] + [PADDING] * (tokens.shape[1] - len(NULL))
     return torch.tensor(row, device=tokens.device).expand_as(tokens)
 
 
 class Context(NamedTuple):
-    """What a prompt means to the U-Net: sequence (B, L, dim), and real (B, L), False at padding."""
+    """Encoded prompts: sequence (B, L, dim), and mask (B, L), True at tokens, False at padding."""
 
     sequence: Tensor
-    real: Tensor
+    mask: Tensor
 
     def mean(self) -> Tensor:
-        """Of the real tokens, (B, dim)."""
-        share = self.real / self.real.sum(dim=1, keepdim=True)
-        return einsum(share, self.sequence, "b l, b l dim -> b dim")
+        """The mean of each prompt's tokens, without the padding, (B, dim)."""
+        weights = self.mask / self.mask.sum(dim=1, keepdim=True)
+        return einsum(weights, self.sequence, "b l, b l dim -> b dim")
 
 
 class Attention(nn.Module):
-    """softmax(Q Kᵀ / √d) V: each of x (B, N, dim) looks at the context's real tokens.
+    """softmax(Q Kᵀ / √d) V: queries from x (B, N, dim), keys and values from the context's tokens.
 
     Args:
-        dim: features of x and of the answer.
+        dim: features of x and of the output.
         context_dim: features of a token.
-        num_heads: that share dim among them.
+        num_heads: attention heads, each of dim / num_heads features.
     """
 
     def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
@@ -104,14 +104,17 @@ class Attention(nn.Module):
             two=2,
             heads=self.num_heads,
         )
-        padding = rearrange(~context.real, "b l -> b 1 1 l")
-        score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(padding, -torch.inf)
-        y = torch.softmax(score, dim=-1) @ v
+        padding = rearrange(~context.mask, "b l -> b 1 1 l")
+        scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(padding, -torch.inf)
+        y = torch.softmax(scores, dim=-1) @ v
         return self.out(rearrange(y, "b heads n c -> b n (heads c)"))
 
 
 class TextLayer(nn.Module):
-    """One transformer layer: tokens look at each other, then each is thought over by itself."""
+    """A transformer layer: self-attention among the tokens, then a feed-forward network on each.
+
+    h (B, L, dim), mask (B, L) -> the shape of h.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -122,14 +125,14 @@ class TextLayer(nn.Module):
             nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
         )
 
-    def forward(self, h: Tensor, real: Tensor) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         y = self.norm1(h)
-        h = h + self.attention(y, Context(y, real))
+        h = h + self.attention(y, Context(y, mask))
         return h + self.feed_forward(self.norm2(h))
 
 
 class TextEncoder(nn.Module):
-    """Tokens int64 (B, L), L up to 64 -> Context: one vector a token, each aware of the others.
+    """A transformer: tokens int64 (B, L), L up to 64 -> Context, with one vector per token.
 
     Args:
         dim: features of a token.
@@ -139,9 +142,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, dim: int = 64, num_layers: int = 2, num_heads: int = 4) -> None:
         super().__init__()
-        for name, value in [("dim", dim), ("num_layers", num_layers), ("num_heads", num_heads)]:
-            if value < 1:
-                raise UserError(f"text.{name} is {value}: it must be at least 1")
+        sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads}
+        check_at_least(1, **{f"text.{name}": value for name, value in sizes.items()})
         if dim % num_heads:
             raise UserError(f"text.dim {dim} cannot be divided among {num_heads} attention heads")
         self.dim = dim
@@ -151,8 +153,8 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor) -> Context:
-        real = tokens != PADDING
+        mask = tokens != PADDING
         h = self.token(tokens) + self.position[: tokens.shape[1]]
         for layer in self.layers:
-            h = layer(h, real)
-        return Context(self.norm(h), real)
+            h = layer(h, mask)
+        return Context(self.norm(h), mask)

@@ -1,136 +1,122 @@
-"""Train a DDPM on MNIST to draw what a prompt asks for: lesson 5's loop, and the prompt."""
+"""Train a DDPM on MNIST with prompts: lesson 5's loop, and the prompt."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from common import cli, mnist
+from common import cli
 from common.ema import Ema
-from common.images import save_grid
-from common.run import Run, RunOptions, check, learning_rate_factor
-from lesson_05.ddpm import DDPM, Variance, linear_beta, preview
-from lesson_05.guidance import drop
+from common.pictures import save_grid
+from common.sampling import draw_samples, save_samples
+from common.training import Run
+from lesson_05 import train_mnist
+from lesson_05.ddpm import DDPM, Network, linear_beta, preview
+from lesson_05.guidance import conditional, drop
+from lesson_05.sample_mnist import save_forward
 from lesson_05.text_to_image.network import TextToImageUNet
-from lesson_05.text_to_image.sample_mnist import save_prompted
-from lesson_05.text_to_image.text import TextEncoder, all_digit_prompts, null_prompt
+from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
+from lesson_05.text_to_image.text import TextEncoder, all_digit_prompts, null_prompt, tokenize
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
 
 
-def main(
-    dataset: Literal["auto", "mnist", "digits"] = "auto",
-    data_dir: str | None = None,
-    network: dict[str, Any] | None = None,
-    text: dict[str, Any] | None = None,
-    drop_probability: float = 0.1,
-    num_timesteps: int = 1000,
-    beta_1: float = 1e-4,
-    beta_T: float = 0.02,
-    variance: Variance = "beta",
-    num_training_steps: int = 10_000,
-    num_epochs: int | None = None,
-    batch_size: int = 128,
-    learning_rate: float = 2e-4,
-    num_warmup_steps: int = 5000,
-    decay_learning_rate: bool = False,
-    max_grad_norm: float = 1.0,
-    ema_decay: float = 0.9999,
-    num_samples: int = 64,
-    options: RunOptions = RunOptions(),
-) -> None:
-    """Train a text-to-image DDPM [Ho20 Algorithm 1, HoSalimans22 Algorithm 1].
+@dataclass
+class Options(train_mnist.Options):
+    """The flags of a DDPM with prompts.
 
     Args:
-        dataset: auto is MNIST or, where it cannot be had, the digits that come with scikit-learn.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
-        network: the arguments of the U-Net.
-        text: the arguments of the text encoder.
-        drop_probability: that the null prompt takes a prompt's place, for each image by itself.
-        num_timesteps: T, the steps of the diffusion.
-        beta_1: variance of the first forward step, for T = 1000.
-        beta_T: variance of the last one.
-        variance: of the reverse steps [Ho20 Section 3.2].
-        num_training_steps: optimiser steps.
-        num_epochs: passes over the training images; where given, it decides.
-        batch_size: images a step.
-        learning_rate: of Adam.
-        num_warmup_steps: steps over which the rate rises to learning_rate.
-        decay_learning_rate: whether it then falls to zero in a straight line.
-        max_grad_norm: a longer gradient is scaled down to this norm.
-        ema_decay: of the averaged network, which is the one that is sampled.
-        num_samples: images to sample at the end, 0 for none.
+        drop_probability: that a prompt is replaced by the null prompt, for each image by itself.
     """
-    config = dict(locals())
-    check(
-        lambda value: value > 0, "above 0", learning_rate=learning_rate, max_grad_norm=max_grad_norm
-    )
-    check(lambda value: value >= 0, "at least 0", num_samples=num_samples)
-    with Run(options, Path(__file__).parent, "lesson_05.text_to_image") as run:
-        data = mnist.load(dataset, data_dir)
-        batches = mnist.Batches(data.train, data.train_labels, batch_size, options.seed, run.device)
-        if num_epochs is not None:
-            num_training_steps = num_epochs * batches.per_epoch
+
+    dataset: Literal["auto", "mnist", "digits"] = "auto"  # the prompts are about digits
+    drop_probability: float = 0.1
+
+
+class Sampler(NamedTuple):
+    """How a run draws its previews and samples; lesson 6 has another one than this lesson.
+
+    preview and trajectory take (process, network, x_T). A trajectory has num_steps steps.
+    """
+
+    preview: Callable[[DDPM, Network, Tensor], Tensor]
+    trajectory: Callable[[DDPM, Network, Tensor], Iterator[tuple[int, Tensor]]]
+    num_steps: int
+    script: str
+
+
+def main(options: Options, network: dict[str, Any], text: dict[str, Any]) -> None:
+    """Train a text-to-image DDPM, and sample it as in lesson 5."""
+    sampler = Sampler(preview, DDPM.trajectory, options.num_timesteps, "sample_mnist.py")
+    train(options, network, text, sampler)
+
+
+def train(
+    options: Options, network: dict[str, Any], text: dict[str, Any], sampler: Sampler
+) -> None:
+    """Train a text-to-image DDPM [Ho20 Algorithm 1, HoSalimans22 Algorithm 1]."""
+    with Run("lesson_05.text_to_image", options) as run:
+        data, batches = run.load_data()
+        T = options.num_timesteps
+        process = DDPM(linear_beta(T, options.beta_1, options.beta_T), options.variance)
+        process.to(run.device)
+        network = {"image_channels": data.channels, "image_size": data.size, **network}
         prompts = all_digit_prompts().to(run.device)  # (10, prompts a digit, L)
-
-        process = DDPM(linear_beta(num_timesteps, beta_1, beta_T), variance).to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **(network or {})}
-        model = TextToImageUNet(TextEncoder(**(text or {})), **network)
-        run.prepare(model)
-        ema = Ema(model, ema_decay)
+        model = run.prepare(TextToImageUNet(TextEncoder(**text), **network))
+        ema = Ema(model, options.ema_decay)
         averaged = cast(TextToImageUNet, ema.module)
-        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-        factor = learning_rate_factor(num_training_steps, num_warmup_steps, decay_learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        config |= {"network": network, "text": text or {}}
-        run.track(config, data.name, model=model, ema=ema, optimizer=optimizer, schedule=schedule)
-        run.describe("Text-to-image DDPM", model, data)
-        parallel = run.parallel(model)  # the model itself, but for torchrun and --accumulate
+        optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
+        config = {"network": network, "text": text}
+        run.track(config, model=model, ema=ema, optimizer=optimizer)
+        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
 
-        for step in run.steps(num_training_steps):
+        for step in run.steps():
             x0, label = batches[step]
             template = torch.randint(prompts.shape[1], label.shape, device=run.device)
             tokens = prompts[label, template]
-            tokens = drop(tokens, null_prompt(tokens), drop_probability)
-            t = torch.randint(1, num_timesteps + 1, (batch_size,), device=run.device)
+            tokens = drop(tokens, null_prompt(tokens), options.drop_probability)
+            t = torch.randint(1, T + 1, (len(x0),), device=run.device)
             eps = torch.randn_like(x0)
+            *batch, tokens = run.shard(x0, t, eps, tokens)
             with run.autocast():
-                network_with_prompt = partial(parallel, context=model.encode(tokens))
-                losses = process.loss(network_with_prompt, x0, t, eps)
+                context = model.encode(tokens)
+                losses = process.loss(partial(trained, context=context), *batch)
             losses.mean().backward()
-            grad_norm = clip_grad_norm_(model.parameters(), max_grad_norm)
-            rate = schedule.get_last_lr()[0]
-            if run.record(losses, t, num_timesteps, grad_norm=grad_norm, learning_rate=rate):
+            losses = run.gather(losses)
+            grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
+            optimizer.param_groups[0]["lr"] = run.learning_rate
+            if run.is_finite(losses, t, grad_norm):
                 optimizer.step()
-                schedule.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
+            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
             if run.due("log"):
-                with run.looking():
+                with run.evaluating():
                     bound = averaged.bind(prompts[data.test_labels[:256].to(run.device), 0])
-                    run.log(batch_size, held_out_loss=held_out_loss(process, bound, data.test))
+                    run.log(held_out_loss=held_out_loss(process, bound, data.test))
             if run.due("preview"):
-                with run.looking():
-                    digit = torch.arange(options.num_previews, device=run.device) % 10
-                    bound = averaged.bind(prompts[digit, 0])  # "0" to "9", again and again
-                    x_T = torch.randn(len(digit), *data.shape, device=run.device)
-                    x0_hat = preview(process, bound, x_T)
-                    save_grid(run.folder / f"samples_{step:06d}.png", x0_hat, columns=10)
+                with run.evaluating():
+                    label = torch.arange(options.num_previews, device=run.device) % 10
+                    x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
+                    images = sampler.preview(process, averaged.bind(prompts[label, 0]), x_T)
+                    save_grid(run.folder / f"samples_{step:06d}.png", images, columns=10)
 
+        save_forward(run.folder / "forward.png", process, data.test[:4])
         save_losses(run.folder)
-        run.say(f"Pictures of the training: samples_*.png, losses.png in {run.folder}")
-        if num_samples > 0:
-            run.say(f"Sampling {num_samples} images in {num_timesteps} steps each")
-            with run.looking(options.seed):
-                save_prompted(process, averaged, data.shape, None, num_samples, 1.0, run.folder)
-            run.say("Samples: samples.png, and what was asked for, prompts.txt")
-        run.say(
-            f"More of them: python {run.script('sample_mnist.py')} --prompts seven 3 "
-            f"--model_checkpoint {run.latest()}"
-        )
+        if options.num_samples > 0:
+            words = random_prompts(options.num_samples, options.seed)
+            with run.evaluating(options.seed):
+                trajectory = conditional(partial(sampler.trajectory, process), averaged.bind)
+                tokens, S = tokenize(words), sampler.num_steps
+                samples = draw_samples(trajectory, len(words), data.shape, S, run.device, tokens)
+            save_samples(run.folder, samples)
+            save_prompts(run.folder / "prompts.txt", words)
+        run.finish(sampler.script, "--prompts", "seven", "3")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""Measure the samples of a checkpoint, and its bound, so that anyone can repeat the measurement.
+
+Samples are compared with the test images of the data, in the features of a small classifier. The
+same metrics of as many training images show what a perfect network would reach.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.quality import classifier
+from benchmarks.quality.metrics import SURE, Reference, nearest
+from benchmarks.quality.samples import PlanOptions, SamplePlan, draw
+from benchmarks.records import environment, write_json
+from common import cli
+from common.data import from_uint8, load_images
+from common.device import autocast, forked_rng
+from common.errors import UserError, check_at_least
+from common.files import ROOT, make_folder, output_folder
+from common.pictures import save_grid
+from common.sampling import BATCH_SIZE
+
+
+def main(
+    model_checkpoint: str,
+    num_images: int = 1000,
+    num_terms: int = 50,
+    data_dir: str | None = None,
+    sha256: str | None = None,
+    options: PlanOptions = PlanOptions(),
+) -> None:
+    """Measure a checkpoint of any lesson: result.json, samples.png and nearest.png, in
+    output/evaluation_SAMPLER_STEPS of the lesson's folder or in --output_dir.
+
+    An interrupted run resumes with the samples that it has drawn. --precision is that of sampling;
+    all else is computed in float32.
+
+    Args:
+        model_checkpoint: a file, or an http(s) address.
+        num_images: test images for bits per dimension, with ddpm and strided; 0 for none.
+        num_terms: of the bound, drawn for each image.
+        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        sha256: refuse a file with another sum.
+    """
+    plan = SamplePlan(model_checkpoint, options, sha256)
+    reference = Reference(load_images(plan.content.dataset, data_dir), plan.device)
+    evaluation = Evaluation(plan, reference, num_images, num_terms)
+    name = f"evaluation_{plan.sampler}_{plan.num_steps}"
+    default = str(ROOT.joinpath(*plan.lesson.split("."), "output", name))
+    chosen = default if options.output_dir is None else options.output_dir
+    folder = output_folder(chosen, plan.lesson)
+    print_row(evaluation.run(folder))
+    print(f"{folder}/result.json, samples.png, nearest.png")
+
+
+@dataclass
+class Evaluation:
+    """A measurement of a checkpoint.
+
+    Args:
+        plan: how its samples are drawn.
+        reference: the real images to compare them with.
+        num_images: test images for the bound; 0 for none.
+        num_terms: of the bound, drawn for each image.
+    """
+
+    plan: SamplePlan
+    reference: Reference
+    num_images: int
+    num_terms: int
+
+    def __post_init__(self) -> None:
+        check_at_least(0, num_images=self.num_images)
+        if self.num_images == 1:
+            raise UserError("num_images is 1: it must be 0, or at least 2")
+        check_at_least(2, num_terms=self.num_terms)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the result depends on but the code and the machine."""
+        bound = {"num_images": self.num_images, "num_terms": self.num_terms}
+        return {**self.plan.settings(), **bound, "dataset": self.reference.data.name}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Measure; write the result and the pictures into the folder."""
+        plan, reference = self.plan, self.reference
+        real = reference.real(plan.num_samples, balanced=plan.conditional)
+        make_folder(folder)
+        levels, seconds = draw(plan, folder / "samples.npz")
+        digits = torch.arange(len(levels)) % 10 if plan.conditional else None
+        distance, index = nearest(levels, reference.data.train)
+        result = {
+            **self.settings(),
+            **reference.compare(levels, digits),
+            "nearest_median": distance.median().item(),
+            "nearest_least": distance.min().item(),
+            "real": real,
+            "bits_per_dim": self.bits_per_dim(),
+            "seconds_per_sample": seconds / len(levels),
+            "training_steps": plan.content.step,
+            "parameters": sum(p.numel() for p in plan.model.parameters()),
+            **setup(reference),
+        }
+        closest = distance.argsort()[:8]
+        pairs = torch.cat([levels[closest], reference.data.train[index[closest]]])
+        save_grid(folder / "samples.png", from_uint8(levels[:64]))
+        save_grid(folder / "nearest.png", from_uint8(pairs))
+        write_json(folder / "result.json", result)
+        return result
+
+    @torch.no_grad()
+    def bits_per_dim(self) -> dict[str, Any] | None:
+        """Bits per dimension of test images, and its parts. None for DDIM, which has no
+        p(x_{t-1} | xt) and so no bound, and for guided networks."""
+        plan, reference = self.plan, self.reference
+        if self.num_images == 0 or plan.sampler == "ddim" or plan.guidance != 1:
+            return None
+        levels = reference.test[: self.num_images].to(plan.device)
+        labels = reference.labels[: self.num_images]
+        parts: list[dict[str, Tensor]] = []
+        with forked_rng(plan.device, plan.seed), autocast(plan.device, "float32"):
+            batches = zip(levels.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+            bar = tqdm(list(batches), unit="batch", desc="bits/dim")
+            for k, (batch, digits) in enumerate(bar):
+                images = from_uint8(batch)
+                parts.append(plan.bits_per_dim(images, digits, k, self.num_terms))
+        summary: dict[str, Any] = {}
+        for name in parts[0]:
+            values = torch.cat([part[name] for part in parts]).double()
+            error = values.std().item() / len(values) ** 0.5
+            summary[name] = {"mean": values.mean().item(), "standard_error": error}
+        num_terms = min(self.num_terms, plan.process.num_timesteps)
+        return {**summary, "num_images": len(levels), "num_terms": num_terms}
+
+
+def setup(reference: Reference) -> dict[str, Any]:
+    """What else is needed to repeat the measurement."""
+    return {
+        "reference": f"{len(reference.test):,} test images",
+        "classifier_sha256": classifier.SHA256,
+        "classifier_accuracy": reference.accuracy,
+        "sure_from": SURE,
+        **environment(reference.device, "torch", "torchvision", "torchmetrics"),
+    }
+
+
+def columns(result: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of the result's row in the table."""
+    real, bits = result["real"], result["bits_per_dim"]
+    return {
+        "steps": cell(result["num_steps"], ","),
+        "samples": cell(result["num_samples"], ","),
+        "FID": cell(result["fid"], ".3g"),
+        "real": cell(real["fid"], ".3g"),
+        "ratio": cell(result["fid"] / real["fid"], ".3g"),
+        "FID of 500": cell(result["fid_500"], ".3g"),
+        "sure": cell(result["share_sure"], ".1%"),
+        "as asked": cell(result["agreement"], ".1%"),
+        "balance": cell(result["class_balance_bits"], ".3f"),
+        "precision": cell(result["precision"], ".2f"),
+        "recall": cell(result["recall"], ".2f"),
+        "nearest": cell(result["nearest_median"], ".1f"),
+        "bits/dim": cell(bits and bits["total"]["mean"], ".2f"),
+        "s/sample": cell(result["seconds_per_sample"], ".2g"),
+    }
+
+
+def cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def print_row(result: Mapping[str, Any]) -> None:
+    row = columns(result)
+    width = {name: max(len(name), len(text)) for name, text in row.items()}
+    print("  ".join(name.rjust(width[name]) for name in row))
+    print("  ".join(text.rjust(width[name]) for name, text in row.items()))
+
+
+if __name__ == "__main__":
+    cli.run(main)

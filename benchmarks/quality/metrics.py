@@ -1,0 +1,180 @@
+"""How close samples are to real images, from features (N, d) of a classifier, or from pixels."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.quality import classifier
+from benchmarks.records import check_installed
+from common.data import Images
+from common.errors import UserError
+
+SURE = 0.95  # from this probability of one digit on, the classifier counts as sure
+FEW = 500  # samples for a second distance, which compares with rows of fewer samples
+DRAWS = 5  # sets of real images to average over, where there are enough images
+
+
+class PrecomputedFeatures(nn.Module):
+    """In place of torchmetrics' Inception: its input has been turned into features already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def fid(features: Tensor, real: Tensor) -> float:
+    """Fréchet distance of two normals with the means and covariances of the features
+    [Heusel17 Eq. 6].
+
+    |μ - μr|² + tr(Σ + Σr - 2 (Σ Σr)^½), for float64 features (N, d), (M, d).
+
+    N must exceed d, else the covariance is singular and the distance too large. Beyond that it
+    still falls with N: compare only distances of equal N.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    check_count(len(features), features.shape[1])
+    metric = FrechetInceptionDistance(feature=PrecomputedFeatures(features.shape[1]))
+    metric.update(features, real=False)
+    metric.update(real, real=True)
+    return max(metric.compute().item(), 0.0)  # rounding can leave -1e-12 for equal sets
+
+
+def check_count(num_samples: int, num_features: int) -> None:
+    if num_samples <= num_features:
+        raise UserError(
+            f"num_samples is {num_samples}: take at least {num_features + 1}, more than the "
+            f"classifier has features ({num_features}), or their covariance is singular"
+        )
+
+
+def precision_recall(features: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
+    """The fraction of samples near real images, and the fraction of real images near samples
+    [Kynkaanniemi19 Eq. 1-3].
+
+    Near a set means inside a ball around one of its points, whose radius is that point's distance
+    to its k-th neighbour in the set. Precision is low if samples do not look like digits, recall if
+    some kinds of digits are never drawn.
+    """
+    return fraction_inside(features, real, k), fraction_inside(real, features, k)
+
+
+def fraction_inside(points: Tensor, centres: Tensor, k: int) -> float:
+    """The fraction of points (N, d) inside at least one of the balls around centres (M, d)."""
+    if len(centres) <= k:
+        raise UserError(f"{len(centres)} images: precision and recall take more than {k}")
+    # The nearest centre to each is itself, at distance 0: hence k + 1.
+    radius = torch.cat(
+        [torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(500)]
+    )
+    inside = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(500)]
+    return torch.cat(inside).double().mean().item()
+
+
+def entropy_bits(classes: Tensor) -> float:
+    """Entropy of the frequencies of the classes, in bits: log2(10) = 3.32 for ten equal ones."""
+    frequency = classes.bincount().double() / len(classes)
+    return -torch.special.xlogy(frequency, frequency).sum().item() / math.log(2) + 0.0
+
+
+def nearest(levels: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest training image of each image (N, C, H, W), and its index, (N,) each.
+
+    The distance is Euclidean, of pixels in [0, 1]; a copy has distance 0.
+    """
+    x, y = (part.flatten(1).float() / 255 for part in (levels, training))
+    half_norm = 0.5 * (y**2).sum(1)
+    # |x - y|² is least where |y|²/2 - xᵀy is. The distance itself is then computed without
+    # cancellation, so that a copy has exactly 0.
+    batches = x.split(250)
+    bar = tqdm(batches, "nearest training image", leave=False, disable=len(batches) < 5)
+    index = torch.cat([(half_norm - batch @ y.T).argmin(1) for batch in bar])
+    return (x - y[index]).norm(dim=1), index
+
+
+class Reference:
+    """The real images that samples are compared with, and their features.
+
+    These are the test images, which neither the classifier nor the network that drew the samples
+    was trained on. Training images in place of samples show what a perfect network would reach.
+    """
+
+    def __init__(self, data: Images, device: torch.device) -> None:
+        check_installed("torchmetrics")
+        self.data, self.device = data, device
+        self.measured: dict[tuple[int, bool], dict[str, Any]] = {}
+        self.model = classifier.load().to(device)
+        order = shuffled(len(data.test))
+        self.test, self.labels = data.test[order], data.test_labels[order]
+        self.features, probabilities = classifier.classify(self.model, self.test)
+        self.accuracy = (probabilities.argmax(1) == self.labels).double().mean().item()
+
+    def compare(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, Any]:
+        """The metrics of samples (N, 1, 28, 28), and of the digits (N,) that were asked for."""
+        features, probabilities = classifier.classify(self.model, levels)
+        probability, digit = probabilities.max(1)
+        precision, recall = precision_recall(features, self.features[: len(levels)])
+        agreement = None if digits is None else (digit == digits).double().mean().item()
+        return {
+            "fid": fid(features, self.features),
+            "fid_500": fid(features[:FEW], self.features) if len(features) >= FEW else None,
+            "share_sure": (probability >= SURE).double().mean().item(),
+            "class_balance_bits": entropy_bits(digit),
+            "agreement": agreement,
+            "precision": precision,
+            "recall": recall,
+        }
+
+    def real(self, count: int, balanced: bool = False) -> dict[str, Any]:
+        """The metrics of `count` real images: means over up to five disjoint sets of training
+        images, and the distances of `count` test images to the nearest training image.
+
+        Balanced sets have every digit equally often, like samples that were asked for so.
+        """
+        if (count, balanced) not in self.measured:
+            self.measured[count, balanced] = self.measure_real(count, balanced)
+        return self.measured[count, balanced]
+
+    def measure_real(self, count: int, balanced: bool) -> dict[str, Any]:
+        check_count(count, self.model.num_features)
+        order = shuffled(len(self.data.train))
+        if balanced:
+            order = alternate_digits(order, self.data.train_labels)
+        if count > len(order):
+            raise UserError(
+                f"num_samples is {count:,}: take at most {len(order):,}, of which there "
+                "are real images to compare with"
+            )
+        sets = [part for part in order.split(count)[:DRAWS] if len(part) == count]
+        rows = [self.compare(self.data.train[s], self.data.train_labels[s]) for s in sets]
+        means = {
+            name: None if value is None else sum(row[name] for row in rows) / len(rows)
+            for name, value in rows[0].items()
+        }
+        distances = torch.tensor([row["fid"] for row in rows])
+        nearest_distance, _ = nearest(self.test[:count], self.data.train)
+        return {
+            **means,
+            "fid_deviation": distances.std().item() if len(rows) > 1 else None,
+            "draws": len(rows),
+            "nearest_median": nearest_distance.median().item(),
+            "nearest_least": nearest_distance.min().item(),
+        }
+
+
+def shuffled(count: int) -> Tensor:
+    """One fixed random order, since MNIST's own has the tidier writers first."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def alternate_digits(order: Tensor, labels: Tensor) -> Tensor:
+    """From images in this order: the first of every digit, then the second of every digit, ..."""
+    groups = [order[labels[order] == digit] for digit in labels.unique()]
+    length = min(map(len, groups))
+    return torch.stack([group[:length] for group in groups], dim=1).flatten()

@@ -1,0 +1,85 @@
+"""The frame of every break_it.py: sample a trained network with one thing left out, and compare."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import lessons
+from common.checkpoint import Checkpoint
+from common.errors import UserError, check_at_least
+from common.options import CheckpointOptions
+from common.pictures import save_rows
+from common.sampling import inference
+
+
+@dataclass
+class BreakOptions(CheckpointOptions):
+    """What every break_it.py takes.
+
+    Args:
+        num_samples: images in a row.
+    """
+
+    num_samples: int = 8
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_samples=self.num_samples)
+
+
+@dataclass(eq=False)
+class Bench:
+    """A trained network, on the device, and the noise to sample it from. It is hashable: what a
+    break needs twice can be in a functools.cache."""
+
+    process: Any
+    model: Any
+    content: Checkpoint
+    options: BreakOptions
+    device: torch.device
+
+    def noise(self) -> Tensor:
+        """x_T (num_samples, C, H, W). It seeds the generator: after each call the same numbers."""
+        torch.manual_seed(self.options.seed)
+        shape = (self.options.num_samples, *self.content.image_shape)
+        return torch.randn(shape, device=self.device)
+
+    def last(self, trajectory: Iterator[tuple[int, Tensor]], num_steps: int, name: str) -> Tensor:
+        """The last image (B, C, H, W) of a trajectory, with a bar of that name."""
+        for _, xt in tqdm(trajectory, name, num_steps, unit="step"):
+            last = xt
+        return last
+
+
+def run_breaks(
+    lesson: str,
+    breaks: Mapping[Any, Callable[[Bench], dict[str, Tensor]]],
+    names: Sequence[str] | None,
+    options: BreakOptions,
+    trained_lesson: str | None = None,
+) -> None:
+    """Write broken_NAME.png for each break: the rows of images that its function returns, by name.
+
+    Args:
+        lesson: whose folder has the output.
+        breaks: the functions by name.
+        names: which of them; all unless given.
+        options: the flags.
+        trained_lesson: that of the checkpoint, where it is another one than lesson.
+    """
+    process, model, content = lessons.load(options.model_checkpoint, options.sha256)
+    trained_lesson = trained_lesson or lesson
+    if content.lesson != trained_lesson:
+        raise UserError(
+            f"{options.model_checkpoint} is a checkpoint of {content.lesson}: "
+            f"take one of {trained_lesson}"
+        )
+    with inference(options, lesson) as (folder, device):
+        bench = Bench(process.to(device), model.to(device), content, options, device)
+        for name in names or breaks:
+            rows = breaks[name](bench)
+            save_rows(folder / f"broken_{name}.png", rows)
+            print(f"{folder}/broken_{name}.png")

@@ -1,0 +1,205 @@
+"""MNIST and its relatives, whole in memory as uint8, and shuffled batches of them.
+
+Files are looked for in torchvision's layout in `--data_dir`, else in $DIFFUSION_DATA, else in data/
+at the root of the repository. Missing ones are downloaded from torchvision's addresses and checked
+against torchvision's checksums.
+"""
+
+import os
+import socket
+import textwrap
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from common import distributed
+from common.errors import UserError, one_line
+
+Dataset = Literal["auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "digits"]
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "cifar10": "CIFAR10",
+}
+TIMEOUT = 10.0  # seconds without a byte after which a server is given up
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to the levels 0..255, rounded; values outside are clipped. On the CPU."""
+    return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
+
+
+def from_uint8(levels: Tensor) -> Tensor:
+    """The levels 0..255 to [-1, 1], float32."""
+    return levels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: uint8 images (N, C, H, W) and int64 labels (N,), for training and for testing."""
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    @property
+    def channels(self) -> int:
+        return self.train.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.train.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.size, self.size
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.train_labels.max()) + 1
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.train.shape[1:]))
+        return (
+            f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, {shape}"
+        )
+
+
+class Batches:
+    """Batches of x0 in [-1, 1] and their labels, every epoch in a new order.
+
+    `batches[step]`, for step from 1, depends on the seed and the step alone, so that a resumed run
+    reads what it would have read. Images left over after an epoch's last full batch are dropped.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch_size: int, seed: int, device: torch.device
+    ) -> None:
+        if not 1 <= batch_size <= len(images):
+            raise UserError(
+                f"batch_size is {batch_size}: it must be from 1 to {len(images):,}, "
+                "the number of training images"
+            )
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.batch_size, self.seed = batch_size, seed
+        self.per_epoch = len(images) // batch_size
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        epoch, index = divmod(step - 1, self.per_epoch)
+        if epoch != self.epoch:
+            shuffle = torch.Generator().manual_seed((1_000_003 * self.seed + epoch) % 2**63)
+            order = torch.randperm(len(self.images), generator=shuffle)
+            self.epoch, self.order = epoch, order.to(self.images.device)
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return from_uint8(self.images[chosen]), self.labels[chosen]
+
+
+def load_images(dataset: str = "auto", data_dir: str | Path | None = None) -> Images:
+    """The data set by name; "auto" is MNIST, or scikit-learn's digits where it cannot be had."""
+    with distributed.one_first():
+        return find_images(dataset, data_dir)
+
+
+def find_images(dataset: str, data_dir: str | Path | None) -> Images:
+    default = Path(__file__).resolve().parent.parent / "data"
+    folder = Path(data_dir or os.environ.get("DIFFUSION_DATA") or default).expanduser()
+    if dataset == "digits":
+        return digits()
+    try:
+        return from_torchvision("mnist" if dataset == "auto" else dataset, folder)
+    except Unavailable as reason:
+        if dataset != "auto":
+            raise UserError(
+                f"{dataset} is not in {folder} and could not be downloaded ({reason}): "
+                "put its files there, or name their folder with --data_dir or DIFFUSION_DATA"
+            ) from None
+        paragraph = (
+            f"MNIST is not in {folder} and could not be downloaded ({reason}). Training on the "
+            "handwritten digits that come with scikit-learn instead: 1,797 of them, 8x8 pixels, "
+            "enlarged to 28x28. They are few and coarse, and so will the samples be. For MNIST, "
+            "put its files into a folder and name it with --data_dir or DIFFUSION_DATA."
+        )
+        print(textwrap.fill(paragraph, 100), flush=True)
+        return digits()
+
+
+class Unavailable(Exception):
+    """The data set is not on disk and no mirror has it."""
+
+
+def from_torchvision(name: str, folder: Path) -> Images:
+    from torchvision import datasets
+
+    if name not in TORCHVISION:
+        raise UserError(f"dataset {name!r} is not known: take {', '.join(TORCHVISION)} or digits")
+    kind = getattr(datasets, TORCHVISION[name])
+    if not is_complete(kind, folder):
+        print(f"Downloading {name} into {folder}", flush=True)
+        download(kind, folder)
+    return Images(name, *read_images(kind, folder, True), *read_images(kind, folder, False))
+
+
+def is_complete(kind: Any, folder: Path) -> bool:
+    """Whether all files of a torchvision data set are there, in whatever state."""
+    if hasattr(kind, "base_folder"):
+        return (folder / kind.base_folder).is_dir()
+    raw = folder / kind.__name__ / "raw"
+    return all((raw / Path(name).stem).is_file() for name, _ in kind.resources)
+
+
+def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, C, H, W) and labels (N,)."""
+    try:
+        part = kind(str(folder), train=train)
+        images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
+        images = images[:, None] if images.ndim == 3 else rearrange(images, "n h w c -> n c h w")
+        if not len(images) == len(labels) > 0:
+            raise ValueError(f"{len(images)} images, {len(labels)} labels")
+        if not images.shape[2] == images.shape[3] > 0:
+            raise ValueError("the images are not square")
+    except Exception as error:  # torchvision's parsers fail in many ways
+        reason = one_line(error, 200).split(". ")[0]
+        raise UserError(
+            f"a file of {kind.__name__} in {folder} is damaged or cannot be read ({reason}): "
+            "remove it, and it is downloaded again, or name another --data_dir"
+        ) from None
+    return images, labels
+
+
+def download(kind: Any, folder: Path) -> None:
+    """Download and unpack with torchvision, which checks sums, from one mirror after the other."""
+    reasons = []
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        for mirror in getattr(kind, "mirrors", [""]):
+            try:
+                type(kind.__name__, (kind,), {"mirrors": [mirror]})(str(folder), download=True)
+                return
+            except (OSError, RuntimeError, HTTPException) as error:
+                reasons.append(one_line(error, 200))
+    finally:
+        socket.setdefaulttimeout(timeout)
+    raise Unavailable("; ".join(dict.fromkeys(reasons)))
+
+
+def digits() -> Images:
+    """1,797 digits of 8x8 pixels and 17 levels: each pixel three times, padded to 28x28, 8 bits."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    levels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
+    large = repeat(levels, "n h w -> n 1 (h three_h) (w three_w)", three_h=3, three_w=3)
+    images = torch.nn.functional.pad(large, (2, 2, 2, 2))
+    labels = torch.from_numpy(bunch.target)
+    return Images("digits", images[:-297], labels[:-297], images[-297:], labels[-297:])

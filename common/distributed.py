@@ -1,0 +1,176 @@
+"""One training run in several processes, as torchrun starts them: one GPU or a few cores each.
+
+    torchrun --nproc-per-node 4 train_mnist.py
+
+Every process draws the same whole batch, with its t and its noise, and computes the loss of its own
+rows. DistributedDataParallel averages the gradients, which then are those of the whole batch.
+Process 0 alone writes files and prints. Without torchrun there is one process, with rank 0.
+"""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from common.device import forked_rng
+from common.errors import UserError
+
+TIMEOUT = timedelta(hours=1)  # process 0 may sample for so long while the others wait
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def rank() -> int:
+    """The number of this process, from 0 to world_size() - 1."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def world_size() -> int:
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of several GPUs, the one of this process."""
+    if world_size() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"several processes cannot share {device.type}: add --device cpu")
+    number, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= available:
+        raise UserError(f"more processes than GPUs: take --nproc-per-node {available}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def init(device: torch.device) -> None:
+    """Connect to the other processes."""
+    if world_size() == 1 or dist.is_initialized():
+        return
+    try:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"the processes of this run could not connect ({reason}): start them all by torchrun"
+        ) from None
+
+
+def leave() -> None:
+    """Wait for the other processes and disconnect. What follows is for process 0 alone."""
+    if connected():
+        all_reduce_max(0)
+        gc.collect()  # a DistributedDataParallel that is collected later could block on the group
+        dist.destroy_process_group()
+
+
+def connected() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def shard(*batch: Tensor) -> tuple[Tensor, ...]:
+    """This process's rows of each tensor (B, ...). B is a multiple of world_size()."""
+    if not connected():
+        return batch
+    return tuple(tensor.chunk(world_size())[rank()] for tensor in batch)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The whole batch (B, ...) from all processes' rows, detached."""
+    rows = rows.detach()
+    if not connected():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def all_reduce_max(value: int) -> int:
+    """The largest of all processes' values."""
+    if not connected():
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def check_agreement(values: dict[str, Any]) -> None:
+    """Refuse to go on where a process was started with other values."""
+    if not connected():
+        return
+    everyone: list[dict[str, Any]] = [{}] * world_size()
+    dist.all_gather_object(everyone, values)
+    names = [name for name in values if len({repr(other.get(name)) for other in everyone}) > 1]
+    if names:
+        raise UserError(
+            f"the processes of this run differ in {', '.join(names)}: give all the same flags and, "
+            "on several machines, one shared --output_dir"
+        )
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """On each machine one process runs the block first, so that it downloads for the others."""
+    first = not launched() or int(os.environ["LOCAL_RANK"]) == 0
+    if not first:
+        all_reduce_max(0)
+    yield
+    if first:
+        all_reduce_max(0)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error means that another process has ended."""
+    named = any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
+    return connected() and isinstance(error, RuntimeError) and named
+
+
+class DataParallel(DistributedDataParallel):
+    """DistributedDataParallel whose dropout masks differ between processes.
+
+    The random numbers that all processes share go on as if none had been drawn for dropout.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with forked_rng(args[0].device):
+            torch.manual_seed(int(torch.randint(2**62, ())) + rank())
+            return super().forward(*args, **kwargs)
+
+
+class Microbatches(nn.Module):
+    """The network, computed for one part of the batch at a time: less memory, the same gradients.
+
+    Only one part's activations are in memory. The backward pass computes each part once more.
+    """
+
+    def __init__(self, model: nn.Module, num_parts: int) -> None:
+        super().__init__()
+        self.model, self.num_parts = model, num_parts
+
+    def forward(self, *batch: Any, **condition: Any) -> Tensor:
+        parts = [split(value, self.num_parts) for value in (*batch, *condition.values())]
+        outputs = []
+        for part in zip(*parts, strict=True):
+            args, values = part[: len(batch)], part[len(batch) :]
+            named = dict(zip(condition, values, strict=True))
+            outputs.append(checkpoint(self.model, *args, use_reentrant=False, **named))
+        return torch.cat(outputs)
+
+
+def split(value: Any, num_parts: int) -> list[Any]:
+    """A tensor (B, ...), or a named tuple of them, in parts of about B / num_parts rows."""
+    if isinstance(value, Tensor):
+        return list(value.chunk(num_parts))
+    parts = zip(*(split(field, num_parts) for field in value), strict=True)
+    return [type(value)(*part) for part in parts]

@@ -1,0 +1,50 @@
+"""Whether a U-Net of some shape can be built, in lessons 5 and 9."""
+
+from collections.abc import Sequence
+
+from common.errors import UserError, check_at_least
+
+
+def feature_map_sizes(image_size: int, num_levels: int) -> list[int]:
+    """The size of the feature maps at each level, from the padded image down."""
+    multiple = 2 ** (num_levels - 1)
+    if num_levels < 1 or image_size < multiple:
+        raise UserError(
+            f"a {image_size}x{image_size} image cannot be halved {num_levels - 1} times: "
+            f"give network.multipliers at most {max(image_size, 1).bit_length()} levels"
+        )
+    padded = image_size + -image_size % multiple
+    return [padded // 2**level for level in range(num_levels)]
+
+
+def check_unet(
+    widths: Sequence[int],
+    sizes: Sequence[int],
+    num_blocks: int,
+    attention_resolutions: Sequence[int],
+    num_heads: int,
+    dropout: float,
+    num_groups: int,
+) -> None:
+    """Refuse a U-Net that cannot be built."""
+    counts = {"num_blocks": num_blocks, "num_heads": num_heads, "num_groups": num_groups}
+    check_at_least(1, **{f"network.{name}": value for name, value in counts.items()})
+    for width in widths:
+        if width < 1 or width % num_groups:
+            raise UserError(
+                f"{width} channels cannot be divided into {num_groups} groups: "
+                "change network.channels, network.multipliers or network.num_groups"
+            )
+        if width % num_heads:
+            raise UserError(f"{width} channels cannot be divided among {num_heads} attention heads")
+    if widths[0] % 2:
+        raise UserError(
+            f"network.channels must be even for the time's sines and cosines: {widths[0]}"
+        )
+    if not 0 <= dropout < 1:
+        raise UserError(f"network.dropout is {dropout}: it must be at least 0 and below 1")
+    if attention_resolutions and not set(attention_resolutions) & set(sizes):
+        raise UserError(
+            f"network.attention_resolutions {list(attention_resolutions)}: this network has "
+            f"feature maps of size {', '.join(map(str, sizes))}; name some of these, or []"
+        )

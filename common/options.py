@@ -1,0 +1,131 @@
+"""The flags that scripts share, each said once. Every field is a flag of the same name."""
+
+from dataclasses import dataclass
+
+from common.data import Dataset
+from common.device import Precision
+from common.errors import check_above, check_at_least
+
+
+@dataclass
+class ScriptOptions:
+    """What every script takes.
+
+    Args:
+        output_dir: folder for the files; output/ in the lesson's folder unless given.
+        seed: of all random numbers.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
+    """
+
+    output_dir: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass
+class DataOptions:
+    """Which images.
+
+    Args:
+        dataset: auto is MNIST or, where it cannot be had, the digits that come with scikit-learn.
+        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+    """
+
+    dataset: Dataset = "auto"
+    data_dir: str | None = None
+
+
+@dataclass
+class CheckpointOptions(ScriptOptions):
+    """A trained network to work with.
+
+    Args:
+        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
+        sha256: refuse a file with another sum.
+    """
+
+    model_checkpoint: str = ""
+    sha256: str | None = None
+
+
+@dataclass
+class SamplingOptions(CheckpointOptions):
+    """Samples to draw from a trained network.
+
+    Args:
+        num_samples: how many images.
+        save_npz: also write the images as an array: key samples, uint8 (N, C, H, W).
+    """
+
+    num_samples: int = 64
+    save_npz: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_samples=self.num_samples)
+
+
+@dataclass
+class TrainingOptions(ScriptOptions, DataOptions):
+    """What every training run takes.
+
+    Args:
+        resume: a checkpoint to go on from. Without a value the latest in output_dir; auto is the
+            latest if there is one, else a new run.
+        start_from: a checkpoint whose averaged weights a new run starts with. --resume ignores it.
+        num_timesteps: T, the steps of the diffusion.
+        num_training_steps: optimiser steps.
+        num_epochs: passes over the training images; overrides num_training_steps.
+        batch_size: images a step.
+        learning_rate: of Adam, after the warm-up.
+        num_warmup_steps: steps over which the learning rate rises to learning_rate.
+        decay_learning_rate: whether it then falls linearly to zero.
+        max_grad_norm: a longer gradient is scaled down to this norm.
+        ema_decay: of the averaged weights, which are the ones that are sampled.
+        num_samples: images to sample at the end, 0 for none.
+        compile: compile the network with torch.compile, which takes a minute or more.
+        accumulate: microbatches to compute each batch in, where memory is short.
+        max_bad_steps: how many steps with a loss or gradient that is not finite may be skipped.
+        log_every: steps between rows of metrics.csv.
+        preview_every: steps between previews.
+        num_previews: images in a preview.
+        checkpoint_every: steps between checkpoints; the last two are kept.
+    """
+
+    resume: str | None = None
+    start_from: str | None = None
+    num_timesteps: int = 1000
+    num_training_steps: int = 10_000
+    num_epochs: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    num_warmup_steps: int = 5000
+    decay_learning_rate: bool = False
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    num_samples: int = 64
+    compile: bool = False
+    accumulate: int = 1
+    max_bad_steps: int = 0
+    log_every: int = 100
+    preview_every: int = 500
+    num_previews: int = 64
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        names = ["log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate"]
+        names += ["num_timesteps", "num_training_steps", "batch_size"]
+        check_at_least(1, **{name: getattr(self, name) for name in names})
+        check_at_least(0, max_bad_steps=self.max_bad_steps, num_samples=self.num_samples)
+        check_at_least(0, num_warmup_steps=self.num_warmup_steps)
+        check_above(0, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        if self.num_epochs is not None:
+            check_at_least(1, num_epochs=self.num_epochs)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1: rising, then level or falling to zero."""
+        rate = self.learning_rate * min(1.0, step / max(self.num_warmup_steps, 1))
+        return (
+            rate * (1 - (step - 1) / self.num_training_steps) if self.decay_learning_rate else rate
+        )

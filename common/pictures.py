@@ -1,0 +1,107 @@
+"""Pictures of batches of images: grids, GIFs, and curves of a training run.
+
+Images are float (B, C, H, W) in [-1, 1] with one or three channels; values outside are clipped.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from common.data import to_uint8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 2) -> None:
+    """A PNG of the images, row by row, each pixel scale x scale."""
+    grid(images, columns, scale).save(path)
+
+
+def save_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
+    """Rows of images, all of one length, each with its name on the left."""
+    images = list(rows.values())
+    picture = grid(torch.cat(images), columns=len(images[0]), scale=2)
+    figure = new_figure(picture.width / 100 + 1.5, picture.height / 100 + 0.1)
+    axes = figure.subplots()
+    axes.imshow(picture)
+    height = picture.height / len(rows)
+    axes.set_yticks([(k + 0.5) * height for k in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def save_gif(
+    path: Path, frames: Sequence[Tensor], columns: int = 8, scale: int = 2, seconds: float = 4.0
+) -> None:
+    """An animated grid, one frame a batch; the last one stays for a second and a half."""
+    pictures = [grid(frame, columns, scale) for frame in frames]
+    duration = [max(20, round(1000 * seconds / len(pictures)))] * len(pictures)
+    duration[-1] = 1500
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=True
+    )
+
+
+def grid(images: Tensor, columns: int, scale: int) -> "Image":
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    # make_grid turns grey into three channels; the mid-grey border shows on any page.
+    tiles = make_grid(to_uint8(images), nrow=columns, padding=1, pad_value=128)
+    image = Image.fromarray(rearrange(tiles, "c h w -> h w c").numpy())
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def save_npz(path: Path, images: Tensor) -> None:
+    """The images as `samples`, uint8 (N, C, H, W)."""
+    np.savez_compressed(path, samples=to_uint8(images).numpy())
+
+
+def save_curves(path: Path, metrics: Path, columns: Sequence[str], title: str) -> None:
+    """Columns of a metrics.csv against its steps, on a logarithmic axis."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    curves = {}
+    for column in columns:
+        filled = [row for row in rows if row.get(column)]
+        if filled:
+            x, y = [int(row["step"]) for row in filled], [float(row[column]) for row in filled]
+            curves[column.replace("_", " ")] = (x, y)
+    save_plot(path, curves, "training step", "mean squared error of the noise", title)
+
+
+def save_plot(
+    path: Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    yscale: str = "log",
+) -> None:
+    """Curves by name, each a sequence of x and one of y."""
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name, linewidth=1.2)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches, without matplotlib's global state, which belongs
+    to the reader's notebook."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,87 @@
+"""Samples from a trained network, in batches, with a bar and the way from noise to image."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.device import autocast, pick_device
+from common.files import output_folder
+from common.options import ScriptOptions
+from common.pictures import save_gif, save_grid, save_npz
+
+BATCH_SIZE = 64
+NUM_FRAMES = 60
+Shape = tuple[int, int, int]
+Trajectory = Callable[..., Iterator[tuple[int, Tensor]]]
+
+
+class Samples(NamedTuple):
+    """images (N, C, H, W) in [-1, 1]; frames: the first 16 (16, C, H, W) from noise to image."""
+
+    images: Tensor
+    frames: list[Tensor]
+
+
+@contextmanager
+def inference(options: ScriptOptions, lesson: str) -> Iterator[tuple[Path, torch.device]]:
+    """What every script around a trained network begins with: the folder for its files, the device,
+    the seed; inside, no gradients, and the precision that was asked for."""
+    device = pick_device(options.device)
+    folder = output_folder(options.output_dir, lesson)
+    torch.manual_seed(options.seed)
+    with autocast(device, options.precision), torch.no_grad():
+        yield folder, device
+
+
+@torch.no_grad()
+def draw_samples(
+    trajectory: Trajectory,
+    num_samples: int,
+    shape: Shape,
+    num_steps: int,
+    device: torch.device,
+    conditions: Tensor | None = None,
+) -> Samples:
+    """Draw samples, 64 at a time, on the CPU.
+
+    Args:
+        trajectory: trajectory(x_T) yields (t, xt) for each of num_steps steps, the image last;
+            with conditions it is trajectory(x_T, conditions of this batch).
+        num_samples: N.
+        shape: (C, H, W).
+        num_steps: steps of a trajectory.
+        device: of the noise x_T.
+        conditions: (N, ...), labels or tokens, one for each sample.
+    """
+    images, frames = [], []
+    shown = {round(num_steps * k / NUM_FRAMES) for k in range(1, NUM_FRAMES + 1)}
+    num_batches = -(-num_samples // BATCH_SIZE)
+    with tqdm(total=num_batches * num_steps, unit="step", desc="sampling") as bar:
+        for first in range(0, num_samples, BATCH_SIZE):
+            rows = slice(first, min(first + BATCH_SIZE, num_samples))
+            x_T = torch.randn(rows.stop - first, *shape, device=device)
+            if first == 0:
+                frames.append(x_T[:16].cpu())
+            condition = () if conditions is None else (conditions[rows].to(device),)
+            for step, (_, xt) in enumerate(trajectory(x_T, *condition), 1):
+                bar.update()
+                if first == 0 and step in shown:
+                    frames.append(xt[:16].cpu())
+            images.append(xt.cpu())
+    return Samples(torch.cat(images), frames)
+
+
+def save_samples(folder: Path, samples: Samples, npz: bool = False) -> None:
+    """samples.png; reverse.gif and reverse.png, from noise to image; and samples.npz if wanted."""
+    save_grid(folder / "samples.png", samples.images)
+    save_gif(folder / "reverse.gif", samples.frames, columns=4)
+    every = max(len(samples.frames) // 10, 1)
+    strip = torch.stack(samples.frames[::every], 1)[:4]  # 4 images, at about 11 times each
+    save_grid(folder / "reverse.png", strip.flatten(0, 1), columns=strip.shape[1])
+    if npz:
+        save_npz(folder / "samples.npz", samples.images)

@@ -1,0 +1,63 @@
+"""Disks that are full, gone or read-only end a run in one line, and spare what was saved."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy import toy_run
+
+from common import checkpoint
+from common.errors import UserError
+
+
+def stopped_by(folder: Path, harm: Callable[[Path], None]) -> str:
+    """The line that a run ends with whose folder is harmed in its second step."""
+
+    def harm_at_2(step: int) -> None:
+        if step == 2:
+            harm(folder)
+
+    with pytest.raises(UserError) as stopped:
+        toy_run(folder, on_step=harm_at_2, checkpoint_every=1)
+    return str(stopped.value)
+
+
+def test_a_quota_in_the_middle_of_a_save(tmp_path):
+    resource = pytest.importorskip("resource", reason="no quotas here")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        line = stopped_by(
+            tmp_path / "run",
+            lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1])),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "checkpoint_000002.safetensors could not be written (File too large)" in line
+    assert checkpoint.load(tmp_path / "run" / "checkpoint_000001.safetensors").step == 1
+    assert not list((tmp_path / "run").glob(".*.part"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_under_the_log(tmp_path):
+    line = stopped_by(tmp_path, lambda run: (run / "metrics.csv").symlink_to("/dev/full"))
+    assert "No space left on device" in line
+    assert "the last checkpoint is" in line
+
+
+def test_a_folder_that_goes_away(tmp_path):
+    line = stopped_by(tmp_path / "run", lambda run: run.rename(run.with_name("moved")))
+    assert "could not be written (No such file or directory)" in line
+    assert checkpoint.load(tmp_path / "moved" / "checkpoint_000001.safetensors").step == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
+def test_a_folder_that_becomes_read_only(tmp_path):
+    line = stopped_by(tmp_path / "run", lambda run: run.chmod(0o500))
+    (tmp_path / "run").chmod(0o700)
+    assert "could not be written (Permission denied)" in line

@@ -1,0 +1,75 @@
+"""Functions that several tests share."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common import cli
+from lesson_05 import train_mnist
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK = {
+    "channels": 8,
+    "multipliers": [1, 2],
+    "num_blocks": 1,
+    "attention_resolutions": [14],
+    "num_groups": 4,
+    "dropout": 0.1,
+}
+
+
+def train(folder: Path, network: dict[str, Any] = NETWORK, **changes: Any) -> Path:
+    """A tiny run of lesson 5 on scikit-learn's digits; returns its folder."""
+    options = {
+        "output_dir": str(folder),
+        "device": "cpu",
+        "precision": "float32",
+        "dataset": "digits",
+        "num_timesteps": 60,
+        "num_training_steps": 4,
+        "batch_size": 8,
+        "num_warmup_steps": 2,
+        "log_every": 5,
+        "num_previews": 2,
+        "num_samples": 2,
+        **changes,
+    }
+    train_mnist.main(train_mnist.Options(**options), network)
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv, without the speed, which differs from run to run."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested values, tensors among them, are equal bit for bit."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def error_line(
+    capsys: pytest.CaptureFixture, main: Callable[..., None], *words: object, **groups: Any
+) -> str:
+    """The one line on standard error that a command line ends with, after exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, [str(word) for word in words], **groups)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]

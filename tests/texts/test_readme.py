@@ -1,0 +1,291 @@
+"""What the READMEs promise: commands that run, links and pictures that are there, mathematics that
+survives Markdown."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from benchmarks.quality import figures, scoreboard
+from benchmarks.quality.evaluate import columns
+from benchmarks.records import read_json
+
+FOLDERS = [p for p in ROOT.glob("*") if p.is_dir() and p.name[0] != "." and p.name != "data"]
+READMES = [
+    ROOT / "README.md",
+    *sorted(
+        p for f in FOLDERS for p in f.rglob("README.md") if "output" not in p.relative_to(f).parts
+    ),
+]
+NAMES = [str(r.relative_to(ROOT)) for r in READMES]
+TINY = {
+    "train_mnist.py": "--dataset digits --network.channels 8 --network.num_groups 1 "
+    "--num_samples 1 --num_training_steps 2 --num_timesteps 60 --batch_size 4 --num_previews 1 "
+    "--device cpu",
+    "sample_mnist.py": "--num_samples 1 --device cpu",
+    "interpolate.py": "--dataset digits --times 2 5 --num_columns 2 --device cpu",
+    "break_it.py": "--num_samples 1 --num_training_steps 1 --device cpu",
+}
+
+
+def commands(readme: Path) -> list[str]:
+    """Its command lines: in bash blocks, and indented ones that begin with python or make."""
+    text = readme.read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    indented = "\n".join(re.findall(r"^    ((?:python|make) .*)$", text, re.MULTILINE))
+    lines = [line.split("#")[0].strip() for line in (blocks + "\n" + indented).splitlines()]
+    return [line for line in lines if line]
+
+
+def scripts(readme: Path) -> list[str]:
+    """Those of its command lines that run a script."""
+    return [line for line in commands(readme) if re.match(r"python \S+\.py\b", line)]
+
+
+def test_the_root_readme_shows_the_two_commands():
+    lines = commands(ROOT / "README.md")
+    assert "make train" in lines
+    assert "make test" in lines
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_every_make_target_exists():
+    for readme in READMES:
+        for line in commands(readme):
+            if line.startswith("make "):
+                subprocess.run([*line.split(), "-n"], cwd=ROOT, check=True, capture_output=True)
+
+
+LESSON_5 = [ROOT / "README.md", ROOT / "lesson_05" / "README.md"]
+SCRIPTS = [(r, line) for r in LESSON_5 for line in scripts(r)]
+
+
+@pytest.mark.parametrize(("readme", "line"), SCRIPTS, ids=[line for _, line in SCRIPTS])
+def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monkeypatch, capsys):
+    """In its folder; the first in a process of its own, as a user would run it."""
+    words = shlex.split(line)[1:]
+    folder = readme.parent if (readme.parent / words[0]).exists() else ROOT / "lesson_05"
+    if "--dataset" in words:  # only digits are at hand everywhere
+        words[words.index("--dataset") + 1] = "digits"
+    if "--model_checkpoint" in words:
+        words[words.index("--model_checkpoint") + 1] = str(
+            trained / "checkpoint_000004.safetensors"
+        )
+    elif "train" not in words[0]:
+        words += ["--model_checkpoint", str(trained / "checkpoint_000004.safetensors")]
+    tiny = TINY[Path(words[0]).name]
+    if "--start_from" in words:  # the shipped network has the preset's size
+        tiny = re.sub(r"--network\.\w+ \d+ ", "", tiny)
+    words += [*shlex.split(tiny), "--output_dir", str(tmp_path / "run")]
+    if (readme, line) == SCRIPTS[0]:
+        result = subprocess.run(
+            [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+    else:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(words[0], run_name="__main__")
+    assert list((tmp_path / "run").glob("*.png"))
+
+
+@pytest.mark.parametrize("readme", READMES, ids=NAMES)
+def test_checks_of_the_exercises_run(readme, capsys):
+    for line in commands(readme):
+        if line.startswith("python -c "):
+            _, _, code, *rest = shlex.split(line)
+            assert not rest, line
+            exec(compile(code, line, "exec"), {"__name__": "__main__"})
+            assert capsys.readouterr().out.strip(), f"says nothing: {line}"
+
+
+def test_python_of_the_readme_runs(monkeypatch, capsys):
+    """A shipped checkpoint opens with the safetensors library alone."""
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), names)
+    weights = names["weights"]
+    assert sum(tensor.numel() for tensor in weights.values()) == 686_769
+    assert '"lesson": "lesson_05"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("readme", READMES, ids=NAMES)
+def test_files_that_are_compared_exist(readme):
+    for line in commands(readme):
+        if line.startswith("diff "):
+            for name in line.split()[2:]:
+                assert (readme.parent / name).is_file(), line
+
+
+def test_every_lesson_has_its_parts():
+    parts = ["The question", "Run it", "Notation", "Equation map", "What changed since"]
+    parts += ["Three things to break", "Exercises", "Differs", "Further reading"]
+    for readme in READMES:
+        text = readme.read_text()
+        if "## Equation map" in text:
+            assert [part for part in parts if part not in text] == [], readme
+            section = text.split("## Exercises")[1].split("\n## ")[0]
+            exercises = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
+            assert len(exercises) >= 5, readme
+            for exercise in exercises:
+                assert "Check" in exercise, f"{readme}: an exercise without a check: {exercise}"
+
+
+def test_a_mistake_on_the_real_command_line_is_one_line_and_exit_code_2(tmp_path):
+    words = ["train_mnist.py", "--batch_size", "0", "--dataset", "digits", "--output_dir"]
+    result = subprocess.run(
+        [sys.executable, *words, str(tmp_path)],
+        cwd=ROOT / "lesson_05",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        "error: batch_size is 0: it must be from 1 to 1,500, the number of training images"
+    )
+
+
+@pytest.mark.parametrize("readme", READMES, ids=NAMES)
+def test_links_and_tests_named_exist(readme):
+    text = readme.read_text()
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text)
+    links += [(source, "") for source in re.findall(r'src="([^"]+)"', text)]
+    for link, place in links:
+        if link.startswith("http"):
+            continue
+        target = readme.parent / link if link else readme
+        assert target.exists(), link
+        if place and target.suffix == ".md":
+            assert place in anchors(target), f"{link}#{place}"
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
+    for name in re.findall(r"(?:`|-k )(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+
+
+def anchors(readme: Path) -> list[str]:
+    """What GitHub calls its headings in links."""
+    headings = re.findall(r"^#+ (.*)$", readme.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=NAMES)
+def test_mathematics_survives_markdown(readme):
+    """GitHub's Markdown eats a backslash before punctuation in $...$, and may read }_ as emphasis;
+    both are safe in ```math blocks. Some macros it refuses."""
+    text = readme.read_text()
+    assert "operatorname" not in text
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert "$$" not in prose, "write displayed mathematics as a ```math block"
+    for formula in re.findall(r"\$([^$]+)\$", prose):
+        assert "\n" not in formula, f"broken over two lines: {formula}"
+        assert not re.search(r"\\[^\w\s]", formula), f"backslash and punctuation: {formula}"
+        assert not re.search(r"[}\])]_\w|\*", formula), f"read as emphasis: {formula}"
+    for formula in re.findall(r"```math\n(.*?)```", text, re.DOTALL):
+        assert formula.count("{") == formula.count("}"), formula
+
+
+def test_figures_of_the_lessons_are_those_of_the_scoreboard():
+    """In the table of lessons, each row with a picture from the scoreboard has that row's FID of
+    500 samples, and its bits/dim."""
+    results = read_json(scoreboard.STORED / "results.json")
+    text = (ROOT / "README.md").read_text().split("## The lessons")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if "benchmarks/scoreboard/" in line]
+    assert len(rows) == 6
+    head = next(line for line in text.splitlines() if line.startswith("|")).split("|")[1:-1]
+    fid, bits = ([name.strip() for name in head].index(name) for name in ("FID", "bits/dim"))
+    for row in rows:
+        name = re.search(r"scoreboard/(\w+)\.png", "".join(row))[1]
+        measured = columns(results[name])
+        assert row[fid].strip() == measured["FID of 500"], name
+        assert row[bits].strip() == measured["bits/dim"], name
+
+
+def test_the_floor_of_the_rows_that_ask_for_digits_is_the_one_that_was_measured():
+    results = read_json(scoreboard.STORED / "results.json")
+    asked, drawn = (f"{results[row]['real']['fid_500']:.3g}" for row in ("text", "real"))
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert f"of 500 such images FID is {asked}, of 500 drawn at random {drawn}." in text
+    assert f"real images get {asked} in it" in (ROOT / "README.md").read_text()
+    floors = {
+        results[row]["real"]["fid_500"] for row in ("classes", "classes_guided", "text_guided")
+    }
+    assert floors == {results["text"]["real"]["fid_500"]}
+
+
+def test_what_the_benchmarks_readme_says_was_measured():
+    """Its ratios, its shares and its tables are those of benchmarks/results."""
+    folder = ROOT / "benchmarks" / "results"
+    bench, laptop, race = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("bench", "laptop", "race")
+    )
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    rows = {
+        "the paper's network, a step of training": bench["training"],
+        "the paper's network, a step of sampling": bench["sampling"],
+        "the laptop preset's network, a step of training": laptop["training"],
+        "the laptop preset's network, a step of sampling": laptop["sampling"],
+        "the same, 64 samples of DDIM in 50 steps": bench["whole"]["DDIM, 50 steps"],
+        "the same, 64 samples of DDPM in 1000 steps": bench["whole"]["DDPM, 1000 steps"],
+    }
+    for name, measured in rows.items():
+        cells = [
+            f"{measured['ratio'][key]:.2f}" if key in measured["ratio"] else ""
+            for key in ("diffusers, best", "denoising-diffusion-pytorch, best")
+        ]
+        assert f"| {name} | {cells[0]} | {cells[1]} |".replace("|  |", "| |") in text
+    attention = json.loads((folder / "attention.json").read_text())["attention"]
+    small, large = (times["fused"] / times["written out"] for times in attention.values())
+    assert f"takes {small:.1f} times as long on this CPU in the laptop preset" in text
+    assert f"{large:.1f} times in the paper's, there and back" in text
+    trained = bench["training"]
+    assert f"{trained['spent_on']['convolutions']:.0%} of its training step" in text
+    assert f"reach {trained['convolutions_share_of_peak']:.0%} of the speed" in text
+    assert f"would be {trained['ratio_of_convolutions']:.2f} times as quick" in text
+    for name in ("before", "race"):
+        table = (folder / f"{name}.md").read_text()
+        assert all(line in text for line in table.splitlines() if line.startswith("|")), name
+    assert f"commit {race['commit'][:7]}" in text
+
+
+@pytest.mark.parametrize("lesson", list(figures.RECIPES))
+def test_pictures_are_those_of_make_figures(lesson):
+    """Each picture of a README is made by `make figures`, from the checkpoint that is there now."""
+    source, recipes = figures.RECIPES[lesson]
+    folder = ROOT / lesson / "figures"
+    made = {name for recipe in recipes for name in recipe.files.values()}
+    made_from = (folder / "made_from.txt").read_text()
+    assert made_from == figures.made_from(source), (
+        f"{source} is not what {lesson}/figures were made from: "
+        f"python -m benchmarks.quality.figures --lessons {lesson}"
+    )
+    assert {path.name for path in folder.iterdir()} == made | {"made_from.txt"}
+    for path in folder.iterdir():
+        assert 0 < path.stat().st_size < 300_000, path
+
+
+def test_no_readme_shows_another_picture():
+    made = {
+        os.path.realpath(ROOT / lesson / "figures" / name)
+        for lesson, (_, recipes) in figures.RECIPES.items()
+        for recipe in recipes
+        for name in recipe.files.values()
+    }
+    rows = [*scoreboard.ROWS, scoreboard.REAL]
+    made |= {os.path.realpath(scoreboard.STORED / f"{name}.png") for name in rows}
+    made.add(os.path.realpath(ROOT / "benchmarks" / "results" / "race.png"))
+    for readme in READMES:
+        for link in re.findall(r'!\[[^\]]*\]\(([^)]+)\)|src="([^"]+)"', readme.read_text()):
+            link = "".join(link)
+            assert os.path.realpath(readme.parent / link) in made, f"{readme}: {link}"
