@@ -82,7 +82,7 @@ def test_each_noise_has_its_prompt_along_its_whole_row(process):
     [
         (["--figure", "eta", "--etas", "3"], "eta is 3.0"),
         (["--figure", "eta", "--steps", "61"], "num_steps is 61"),
-        (["--figure", "eta", "--steps"], "steps is empty"),
+        (["--figure", "eta", "--steps=[]"], "steps is empty"),
         (["--figure", "7"], "figure"),
         (["--figure", "consistency", "--num_samples", "0"], "num_samples is 0"),
         (["--figure", "consistency", "--prompts", "a"], "takes no prompts"),

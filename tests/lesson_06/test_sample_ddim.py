@@ -102,7 +102,7 @@ def test_prompts_for_a_class_conditional_checkpoint_are_labels(checkpoints, tmp_
         (["--eta", "2"], "eta is 2.0"),
         (["--spacing", "linear"], "spacing"),
         (["--prompts", "3", ""], "prompt '' has 0 bytes"),
-        (["--prompts"], "0 prompts for 2 samples: give 1 to 2 of them"),
+        (["--prompts=[]"], "0 prompts for 2 samples: give 1 to 2 of them"),
         (["--prompts", "1", "2", "3"], "3 prompts for 2 samples: give 1 to 2 of them"),
         (["--guidance", "-1"], "guidance is -1.0"),
         (["--num_samples", "0"], "num_samples is 0"),
