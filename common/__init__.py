@@ -15,7 +15,7 @@ CHOSEN = [Path(path).resolve() for path in PATHS if path]
 if CLONES and CLONES[0] != ROOT and ROOT not in CHOSEN:
     print(
         f"error: this script is in {CLONES[0]}, but {ROOT} is installed in this environment: "
-        f"run `pip install -e {shlex.quote(str(CLONES[0]))}`, or set PYTHONPATH to the clone you mean",
+        f"run `pip install -e {shlex.quote(str(CLONES[0]))}`, or set PYTHONPATH to the right clone",
         file=sys.stderr,
     )
     raise SystemExit(2)

@@ -192,7 +192,8 @@ class Run:
             for name, tensor in tensors.items():
                 tensor.copy_(resumed.tensors[name])  # in place: layouts stay what they are
         states = {name.removeprefix("rng."): resumed.tensors[name] for name in random}
-        device.set_random_states(self.device, states)
+        with resumed.must_fit():
+            device.set_random_states(self.device, states)
         for name, value in (resumed.training or {}).items():
             setattr(self, name, value)
 

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,45 +14,16 @@ from common import cli
 from common.data import from_uint8
 from common.device import autocast
 from common.ema import Ema
-from common.errors import check_at_least
-from common.options import TrainingOptions
 from common.pictures import save_grid, save_plot
 from common.sampling import save_samples
 from common.training import Run
 from lesson_02.dpm import DPM, L_NULL, Pair, Scaler, draw_times, erasing_beta, k_minus_null, strata
 from lesson_02.network import ConvDense
+from lesson_02.options import DPMOptions
 from lesson_02.sample_mnist import draw, save_forward
 
 
-@dataclass
-class Options(TrainingOptions):
-    """The flags of DPM.
-
-    Args:
-        learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
-        dequantize: whether each 8-bit level gets noise of its width; without, the bound means
-            nothing, since the model can learn the grid of the levels.
-        num_strata: parts of 2..T that the t of a batch are drawn from, longer for later t; with
-            T - 1 of them t is drawn evenly, as in the paper.
-        num_bound_images: training and test images for the bound at the end; fewer while training.
-    """
-
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    num_warmup_steps: int = 200
-    decay_learning_rate: bool = True
-    ema_decay: float = 0.999
-    learned_beta: bool = False
-    dequantize: bool = True
-    num_strata: int = 32
-    num_bound_images: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(2, num_bound_images=self.num_bound_images)
-
-
-def main(options: Options, network: dict[str, Any]) -> None:
+def main(options: DPMOptions, network: dict[str, Any]) -> None:
     """Train a DPM [SD15 Section 2.4], showing samples and the bound as it goes."""
     with Run("lesson_02", options) as run:
         data, batches = run.load_data()

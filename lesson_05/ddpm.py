@@ -177,7 +177,7 @@ class DDPM(nn.Module):
     def trajectory(
         self, model: Network, x_T: Tensor, clip_x0: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        """From noise x_T (B, C, H, W) to images: yields (t, xt), t = T-1 ... 0 [Ho20 Algorithm 2]."""
+        """From noise x_T (B, C, H, W) to images: (t, xt) for t = T-1 ... 0 [Ho20 Algorithm 2]."""
         xt = x_T
         for t in range(self.num_timesteps, 0, -1):
             xt = self.p_sample(model, xt, t, clip_x0)
@@ -247,7 +247,7 @@ def strata(T: int, num_terms: int | None) -> list[int]:
 def preview(process: DDPM, model: Network, x_T: Tensor, num_steps: int = 50) -> Tensor:
     """Quick samples while training: Algorithm 2 on num_steps of the T steps, evenly spaced.
 
-    For a step from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1} and 1 - ᾱ_t/ᾱ_s for β_t.
+    In a step from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1}, 1 - ᾱ_t/ᾱ_s for β_t.
     Differs: the paper takes every step. Lessons 6 and 9 explain why fewer can be enough.
     """
     T = process.num_timesteps

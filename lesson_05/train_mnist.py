@@ -1,6 +1,5 @@
 """Train a DDPM on MNIST: the loop below is Algorithm 1 of Ho et al. 2020."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,16 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
-from common.options import TrainingOptions
 from common.pictures import save_curves, save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
-from lesson_05.ddpm import DDPM, Network, Variance, linear_beta, preview
+from lesson_05.ddpm import DDPM, Network, linear_beta, preview
+from lesson_05.options import DDPMOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.unet import UNet
 
 
-@dataclass
-class Options(TrainingOptions):
-    """The flags of DDPM.
-
-    Args:
-        beta_1: variance of the first forward step, for T = 1000.
-        beta_T: variance of the last one.
-        variance: of the reverse steps [Ho20 Section 3.2].
-    """
-
-    beta_1: float = 1e-4
-    beta_T: float = 0.02
-    variance: Variance = "beta"
-
-
-def main(options: Options, network: dict[str, Any]) -> None:
+def main(options: DDPMOptions, network: dict[str, Any]) -> None:
     """Train a DDPM [Ho20 Algorithm 1], showing samples as it goes, and sample it at the end."""
     with Run("lesson_05", options) as run:
         data, batches = run.load_data()

@@ -200,7 +200,7 @@ class UNet(nn.Module):
         return self.estimate(xt, self.time(timestep_embedding(t, self.channels)))
 
     def estimate(self, xt: Tensor, emb: Tensor, *context: Any) -> Tensor:
-        """The network's output, from the embedding of the time (and of any condition), emb (B, ...).
+        """The network's output. emb (B, 4 channels): embedding of the time and of any condition.
 
         The context, if any, is passed to every block's attention.
         """

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common import cli
 from lesson_05.ddpm import DDPM, Network
+from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image import train_mnist
 from lesson_05.text_to_image.text import TextEncoder
 from lesson_05.unet import UNet
@@ -23,7 +24,7 @@ from lesson_06.ddim import ddim_sample, ddim_timesteps, ddim_trajectory
 
 
 @dataclass
-class Options(train_mnist.Options):
+class Options(TextToImageOptions):
     """The flags of a DDPM with prompts, sampled by DDIM.
 
     Args:

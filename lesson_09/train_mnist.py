@@ -1,6 +1,5 @@
 """Train an Improved DDPM on MNIST: the loop below minimises the loss of Nichol & Dhariwal 2021."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,41 +11,17 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
-from common.options import TrainingOptions
 from common.pictures import save_curves, save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
-from lesson_09.iddpm import ImprovedDDPM, Network, Schedule, Variance, named_beta
+from lesson_09.iddpm import ImprovedDDPM, Network, named_beta
+from lesson_09.options import IDDPMOptions
 from lesson_09.sample_mnist import save_forward
-from lesson_09.timesteps import TimestepSampler, named_sampler
+from lesson_09.timesteps import named_sampler
 from lesson_09.unet import UNet
 
 
-@dataclass
-class Options(TrainingOptions):
-    """The flags of Improved DDPM.
-
-    Args:
-        schedule: of the forward variances [Nichol21 Section 3.2].
-        variance: of the reverse steps, learned or fixed [Nichol21 Section 3.1].
-        simple_weight: of L_simple in the loss.
-        vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 0.001), L_vlb (0, 1).
-        timestep_sampler: uniform, or loss_aware, which is for L_vlb [Nichol21 Section 3.3].
-        num_steps: S, the steps of the samples at the end; all T unless given.
-    """
-
-    num_timesteps: int = 4000
-    learning_rate: float = 1e-4
-    num_warmup_steps: int = 0
-    schedule: Schedule = "cosine"
-    variance: Variance = "learned"
-    simple_weight: float = 1.0
-    vlb_weight: float = 1e-3
-    timestep_sampler: TimestepSampler = "uniform"
-    num_steps: int | None = None
-
-
-def main(options: Options, network: dict[str, Any]) -> None:
+def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
     """Train an Improved DDPM [Nichol21], showing samples as it goes, and sample it at the end."""
     with Run("lesson_09", options) as run:
         data, batches = run.load_data()

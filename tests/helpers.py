@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common import cli
 from lesson_05 import train_mnist
+from lesson_05.options import DDPMOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = {
@@ -39,7 +40,7 @@ def train(folder: Path, network: dict[str, Any] = NETWORK, **changes: Any) -> Pa
         "num_samples": 2,
         **changes,
     }
-    train_mnist.main(train_mnist.Options(**options), network)
+    train_mnist.main(DDPMOptions(**options), network)
     return folder
 
 

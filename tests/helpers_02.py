@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lesson_02 import train_mnist
 from lesson_02.dpm import DPM
+from lesson_02.options import DPMOptions
 
 NETWORK = {
     "num_conv_layers": 2,
@@ -72,5 +73,5 @@ def train(folder: Path, **changes: Any) -> Path:
         "num_bound_images": 20,
         **changes,
     }
-    train_mnist.main(train_mnist.Options(**options), NETWORK)
+    train_mnist.main(DPMOptions(**options), NETWORK)
     return folder

@@ -26,6 +26,7 @@ from helpers import metrics, same
 from common import checkpoint, cli
 from common.checkpoint import saved
 from lesson_05 import train_mnist
+from lesson_05.options import DDPMOptions
 
 NETWORK = {
     "channels": 4,
@@ -44,7 +45,7 @@ def train(folder: str, steps: int = 40, quiet: bool = True, **changes: Any) -> N
         os.dup2(null, 2)
     settings = {"preview_every": 10, "log_every": 3, "num_previews": 2, "checkpoint_every": 1}
     settings |= {"num_timesteps": 40, "batch_size": 4, "num_warmup_steps": 2, "num_samples": 0}
-    options = train_mnist.Options(
+    options = DDPMOptions(
         output_dir=folder,
         resume="auto",
         device="cpu",

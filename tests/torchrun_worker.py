@@ -109,7 +109,6 @@ def gradients(folder: Path) -> None:
             lines.append(f"{name},{parts},{error:.3g},{largest:.3g}")
     check_dropout()
     (folder / f"gradients_{distributed.rank()}").write_text("\n".join(lines))
-    distributed.leave()
     torch.set_default_dtype(torch.float32)
 
 
@@ -132,11 +131,12 @@ def gradient(model: nn.Module, losses: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def training(folder: Path, name: str, killed: bool = False) -> None:
+def training(folder: Path, name: str, killed: bool = False, last: bool = True) -> None:
     """Lesson 9's training into folder/name. At its end each process writes a sum of its state, and
     the files that it wrote, into NAME_RANK_LIFE.
 
-    killed: process 1 kills itself at step 8 of its first life.
+    killed: process 1 kills itself at step 8 of its first life. last: no other training follows in
+    these processes, which connect only once.
     """
     from common import cli  # here, as the other task should start quickly
     from common.ema import Ema
@@ -174,7 +174,8 @@ def training(folder: Path, name: str, killed: bool = False) -> None:
             digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
         note = folder / f"{name}_{distributed.rank()}_{life}"
         note.write_text("\n".join([digest.hexdigest(), *written]))
-        leave()
+        if last:
+            leave()
 
     sys.addaudithook(watch)
     Run.track, Ema.update_parameters = track_and_keep, update_and_die
@@ -199,7 +200,7 @@ def main() -> None:
     else:  # everything, as processes are slow to start
         if not (folder / "killed").exists():
             gradients(folder)
-        training(folder, "run", killed=True)
+        training(folder, "run", killed=True, last=False)
         training(folder, "undisturbed")
 
 

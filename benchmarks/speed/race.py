@@ -31,6 +31,7 @@ from common.files import write_atomically
 from common.pictures import save_rows
 from common.sampling import BATCH_SIZE
 from lesson_05 import train_mnist
+from lesson_05.options import DDPMOptions
 from lesson_05.sample_mnist import load
 from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample
@@ -180,7 +181,7 @@ def lesson_5(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
         own = {"output_dir": str(conditions.folder / name), "num_training_steps": steps}
         own |= {"checkpoint_every": every, "preview_every": every}
         start = time.perf_counter()
-        train_mnist.main(train_mnist.Options(**flags | own), conditions.network)
+        train_mnist.main(DDPMOptions(**flags | own), conditions.network)
         return time.perf_counter() - start
 
     few, many = NUM_TRIAL_STEPS, 3 * NUM_TRIAL_STEPS

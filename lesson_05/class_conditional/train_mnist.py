@@ -1,6 +1,5 @@
 """Train a DDPM on MNIST with its labels: lesson 5's loop, and the label."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -12,28 +11,17 @@ from common.ema import Ema
 from common.pictures import save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
-from lesson_05 import train_mnist
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.class_conditional.sample_mnist import save_labels
 from lesson_05.ddpm import DDPM, linear_beta, preview
 from lesson_05.guidance import conditional, drop
+from lesson_05.options import ConditionalOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
 
 
-@dataclass
-class Options(train_mnist.Options):
-    """The flags of a DDPM with labels.
-
-    Args:
-        drop_probability: that a label is replaced by the null class, for each image by itself.
-    """
-
-    drop_probability: float = 0.1
-
-
-def main(options: Options, network: dict[str, Any]) -> None:
+def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
     """Train a class-conditional DDPM [Ho20 Algorithm 1, HoSalimans22 Algorithm 1]."""
     with Run("lesson_05.class_conditional", options) as run:
         data, batches = run.load_data()

@@ -1,9 +1,8 @@
 """Train a DDPM on MNIST with prompts: lesson 5's loop, and the prompt."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,27 +13,15 @@ from common.ema import Ema
 from common.pictures import save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
-from lesson_05 import train_mnist
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
 from lesson_05.guidance import conditional, drop
+from lesson_05.options import TextToImageOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
 from lesson_05.text_to_image.text import TextEncoder, all_digit_prompts, null_prompt, tokenize
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
-
-
-@dataclass
-class Options(train_mnist.Options):
-    """The flags of a DDPM with prompts.
-
-    Args:
-        drop_probability: that a prompt is replaced by the null prompt, for each image by itself.
-    """
-
-    dataset: Literal["auto", "mnist", "digits"] = "auto"  # the prompts are about digits
-    drop_probability: float = 0.1
 
 
 class Sampler(NamedTuple):
@@ -49,14 +36,14 @@ class Sampler(NamedTuple):
     script: str
 
 
-def main(options: Options, network: dict[str, Any], text: dict[str, Any]) -> None:
+def main(options: TextToImageOptions, network: dict[str, Any], text: dict[str, Any]) -> None:
     """Train a text-to-image DDPM, and sample it as in lesson 5."""
     sampler = Sampler(preview, DDPM.trajectory, options.num_timesteps, "sample_mnist.py")
     train(options, network, text, sampler)
 
 
 def train(
-    options: Options, network: dict[str, Any], text: dict[str, Any], sampler: Sampler
+    options: TextToImageOptions, network: dict[str, Any], text: dict[str, Any], sampler: Sampler
 ) -> None:
     """Train a text-to-image DDPM [Ho20 Algorithm 1, HoSalimans22 Algorithm 1]."""
     with Run("lesson_05.text_to_image", options) as run:

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.training import Run
 from lesson_05 import train_mnist
 from lesson_05.ddpm import DDPM
+from lesson_05.options import DDPMOptions
 from lesson_05.unet import UNet
 
 FAST = NETWORK | {"channels": 4, "num_groups": 2, "attention_resolutions": [], "dropout": 0.0}
@@ -75,7 +76,7 @@ def test_epochs_override_steps(tmp_path):
 
 
 def test_the_learning_rate_rises_then_falls():
-    options = train_mnist.Options(
+    options = DDPMOptions(
         learning_rate=1.0, num_warmup_steps=4, num_training_steps=10, decay_learning_rate=False
     )
     assert [options.learning_rate_at(step) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]

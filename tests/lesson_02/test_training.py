@@ -22,6 +22,7 @@ from common.pictures import save_grid
 from lesson_02 import sample_mnist, train_mnist
 from lesson_02.dpm import L_NULL, Scaler, erasing_beta
 from lesson_02.network import ConvDense
+from lesson_02.options import DPMOptions
 
 
 def test_a_run_leaves_its_files_and_both_bounds(tiny):
@@ -138,7 +139,7 @@ def test_presets_are_complete():
     for name in ("laptop", "paper"):
         preset = yaml.safe_load((ROOT / "lesson_02" / "configs" / f"{name}.yaml").read_text())
         ConvDense(1, 28, preset["num_timesteps"], **preset.pop("network"))
-        train_mnist.Options(**preset)
+        DPMOptions(**preset)
 
 
 @pytest.mark.skipif(

@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.options import SamplingOptions
 from lesson_05.class_conditional import sample_mnist as sample_labels
 from lesson_05.class_conditional import train_mnist as train_labels
+from lesson_05.options import ConditionalOptions, TextToImageOptions
 from lesson_05.text_to_image import sample_mnist as sample_prompts
 from lesson_05.text_to_image import train_mnist as train_prompts
 
@@ -39,7 +40,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_class_conditional_trains_and_samples(tmp_path):
-    train_labels.main(train_labels.Options(**tiny(tmp_path / "run")), NETWORK)
+    train_labels.main(ConditionalOptions(**tiny(tmp_path / "run")), NETWORK)
     assert names(tmp_path / "run") >= PICTURES | {"labels.txt"}
     file, out = str(tmp_path / "run" / "checkpoint_000003.safetensors"), tmp_path / "out"
     options = SamplingOptions(
@@ -51,7 +52,7 @@ def test_class_conditional_trains_and_samples(tmp_path):
 
 
 def test_text_to_image_trains_and_samples(tmp_path):
-    train_prompts.main(train_prompts.Options(**tiny(tmp_path / "run")), NETWORK, TEXT)
+    train_prompts.main(TextToImageOptions(**tiny(tmp_path / "run")), NETWORK, TEXT)
     assert names(tmp_path / "run") >= PICTURES | {"prompts.txt"}
     file, out = str(tmp_path / "run" / "checkpoint_000003.safetensors"), tmp_path / "out"
     options = SamplingOptions(

@@ -9,6 +9,7 @@ from small_networks import TEXT
 
 from common import checkpoint
 from common.errors import UserError
+from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image import train_mnist as lesson_5
 from lesson_06 import train_mnist as lesson_6
 
@@ -28,7 +29,8 @@ def train(lesson: Any, folder: Path, steps: int, **changes: Any) -> dict[str, An
         "num_samples": 0,
         **changes,
     }
-    lesson.main(lesson.Options(**options), NETWORK, TEXT)
+    make = lesson_6.Options if lesson is lesson_6 else TextToImageOptions
+    lesson.main(make(**options), NETWORK, TEXT)
     content = checkpoint.load(str(folder / f"checkpoint_{steps:06d}.safetensors"))
     return {name: value for name, value in content.tensors.items() if name.startswith("ema.")}
 
@@ -64,4 +66,4 @@ def test_files_go_to_the_folder_of_lesson_6():
     folder = Path(lesson_6.__file__).parent / "output"
     assert lesson_6.Options().output_dir == str(folder)
     assert lesson_6.Options(output_dir="elsewhere").output_dir == "elsewhere"
-    assert lesson_5.Options().output_dir is None
+    assert TextToImageOptions().output_dir is None

@@ -17,6 +17,7 @@ from helpers import NETWORK, ROOT, error_line, metrics, same
 
 from common import checkpoint
 from lesson_09 import evaluate, sample_mnist, train_mnist
+from lesson_09.options import IDDPMOptions
 from lesson_09.timesteps import LossAwareTimesteps
 from lesson_09.unet import UNet
 
@@ -40,7 +41,7 @@ def train(folder: Path, **changes: Any) -> Path:
         "num_steps": 5,
         **changes,
     }
-    train_mnist.main(train_mnist.Options(**options), QUICK)
+    train_mnist.main(IDDPMOptions(**options), QUICK)
     return folder
 
 

@@ -1,0 +1,34 @@
+"""The flags of lesson 2's training, besides those of every training run."""
+
+from dataclasses import dataclass
+
+from common.errors import check_at_least
+from common.options import TrainingOptions
+
+
+@dataclass
+class DPMOptions(TrainingOptions):
+    """The flags of DPM.
+
+    Args:
+        learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
+        dequantize: whether each 8-bit level gets noise of its width; without, the bound means
+            nothing, since the model can learn the grid of the levels.
+        num_strata: parts of 2..T that the t of a batch are drawn from, longer for later t; with
+            T - 1 of them t is drawn evenly, as in the paper.
+        num_bound_images: training and test images for the bound at the end; fewer while training.
+    """
+
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    num_warmup_steps: int = 200
+    decay_learning_rate: bool = True
+    ema_decay: float = 0.999
+    learned_beta: bool = False
+    dequantize: bool = True
+    num_strata: int = 32
+    num_bound_images: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(2, num_bound_images=self.num_bound_images)
