@@ -195,7 +195,8 @@ class Parser(ArgumentParser):
                 if not is_list(hint):
                     break
             is_text = str in parts_of(hint)
-            if any(re.search(r"\d:|(^|[\s,[])[-+]?0\d|_", v) for v in values if not is_text):
+            is_number = {int, float} & {*parts_of(hint)}
+            if any(re.search(r"\d:|(^|[\s,[])[-+]?0\d|\d_", v) for v in values if is_number):
                 self.refuse(name, " ".join(values), in_words(hint))
             if is_list(hint) and not (len(values) == 1 and values[0].startswith("[")):
                 joined = ", ".join(json.dumps(v) if is_text else v for v in values)

@@ -9,6 +9,8 @@ Process 0 alone writes files and prints. Without torchrun there is one process, 
 
 import gc
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -57,14 +59,47 @@ def init(device: torch.device) -> None:
     """Connect to the other processes."""
     if world_size() == 1 or dist.is_initialized():
         return
+    from torch.distributed.rendezvous import rendezvous  # not in every build of PyTorch
+
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store = unused_part(next(rendezvous("env://"))[0])
+        dist.init_process_group(
+            backend, store=store, rank=rank(), world_size=world_size(), timeout=TIMEOUT
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"the processes of this run could not connect ({reason}): start them all by torchrun"
         ) from None
+
+
+def unused_part(store: Any) -> Any:
+    """A part of torchrun's store that is new. torchrun keeps one store when it restarts a run, in
+    which are the addresses of processes that have ended.
+
+    Process 0 chooses the part. Each other process asks for it with a word of its own, so that it
+    cannot mistake an answer from before the restart for its own.
+    """
+    if rank() > 0:
+        word = secrets.token_hex(8)
+        store.set(f"question/{rank()}", word)
+        part = store.get(f"answer/{word}").decode()
+        store.set(f"heard/{part}/{rank()}", "")
+        return dist.PrefixStore(part, store)
+    part, start = secrets.token_hex(8), time.monotonic()
+    answered: set[int] = set()
+    while len(answered) < world_size() - 1:
+        for other in range(1, world_size()):
+            if store.check([f"question/{other}"]):
+                word = store.get(f"question/{other}").decode()
+                store.set(f"answer/{word}", part)
+                if store.check([f"heard/{part}/{other}"]):
+                    answered.add(other)
+        if time.monotonic() - start > 600:
+            raise RuntimeError("not all processes started within 10 minutes")
+        time.sleep(0.02)
+    return dist.PrefixStore(part, store)
 
 
 def leave() -> None:

@@ -153,7 +153,7 @@ def test_a_mistake_on_the_real_command_line_is_one_line_and_exit_code_2(tmp_path
     )
     assert result.returncode == 2
     assert result.stderr.strip() == (
-        "error: batch_size is 0: it must be from 1 to 1,500, the number of training images"
+        "error: batch_size is 0: it must be at least 1"
     )
 
 
