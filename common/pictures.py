@@ -91,7 +91,7 @@ def save_plot(
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, (x, y) in curves.items():
-        axes.plot(x, y, label=name, linewidth=1.2)
+        axes.plot(x, y, label=name, linewidth=1.2, marker="." if len(x) < 3 else None)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axes.set_title(title, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=8)
