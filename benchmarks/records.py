@@ -1,4 +1,4 @@
-"""What is kept with every measurement, and where its files go."""
+"""What is recorded with every measurement, and where its files go."""
 
 import json
 import platform
@@ -25,7 +25,7 @@ def environment(device: torch.device, *packages: str) -> dict[str, Any]:
 
 
 def check_installed(*modules: str) -> None:
-    """Refuse to begin without a library that only the benchmarks need."""
+    """Raise UserError if a library that only the benchmarks need is missing."""
     for name in modules:
         if find_spec(name) is None:
             raise UserError(
@@ -44,13 +44,13 @@ def commit() -> str:
 
 
 def output_folder(output_dir: str | None, name: str) -> Path:
-    """output_dir if it is given, else benchmarks/output/NAME; made, and known writable."""
+    """The output folder, made and checked: output_dir if given, else benchmarks/output/NAME."""
     default = str(ROOT / "benchmarks" / "output" / name)
     return files.output_folder(default if output_dir is None else output_dir, "benchmarks")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file, or nothing where there is none."""
+    """The content of a file, empty if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

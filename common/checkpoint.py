@@ -9,18 +9,15 @@ the flags of the run, the scalars that it needs to resume, and a sha256 of the t
 A file runs no code, and never decides where anything is read or written.
 """
 
+import argparse
 import contextlib
 import hashlib
-import io
 import json
-import math
 import re
-import stat
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -28,54 +25,49 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from common.errors import UserError, one_line
-from common.files import check_sha256, expand, fetch, is_address, write_atomically
+from common.files import check_sha256, expand, fetch, file_sha256, is_address, replacing
 
 KEY, FORMAT, MAX_HEADER = "diffusion-lessons", 2, 10_000_000
 KINDS = {"lesson": str, "config": dict, "dataset": str, "step": int, "training": dict | None}
 PATHS = {"output_dir", "resume", "start_from", "config", "data_dir"}
 MAX_SIZES = {"num_timesteps": 1_000_000, "image_size": 4096, "image_channels": 64}
-MAX_ARGUMENT = 1_000_000  # of any other argument of a network
+MAX_ARGUMENT = 1_000_000  # of any other argument of a network: some make lists of so many entries
 N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory. Values that no lesson has are refused, from a file or from flags.
+    """A checkpoint in memory. Values that no lesson has are refused, from a file or from flags."""
 
-    Args:
-        lesson: such as lesson_05 or lesson_05.class_conditional.
-        config: the run's flags, the network's among them as `network`; paths are left out.
-        dataset: name of the data.
-        step: number of steps trained.
-        tensors: by name.
-        training: scalars to resume from; None in a small file.
-        source: the file it was read from.
-    """
-
-    lesson: str
-    config: dict[str, Any]
-    dataset: str
-    step: int
+    lesson: str  # such as lesson_05 or lesson_05.class_conditional
+    config: dict[str, Any]  # the run's flags except paths, the network's among them as `network`
+    dataset: str  # name of the data
+    step: int  # number of steps trained
     tensors: dict[str, Tensor]
-    training: dict[str, Any] | None = None
-    source: str = ""
+    training: dict[str, Any] | None = None  # scalars to resume from; None in a small file
+    source: str = ""  # the file that it was read from
+    sha256: str = ""  # of the tensors' bytes, as that file states it
 
     def __post_init__(self) -> None:
         with self.must_fit():
             for name, expected in KINDS.items():
                 if not isinstance(getattr(self, name), expected):
                     raise UserError(f"its {name} is not of the right type")
-            if not re.fullmatch(r"\w+(\.\w+)*", self.lesson, re.ASCII):
-                raise UserError(f"the lesson {self.lesson!a} is not valid")
             if not 0 <= self.step < 10**12:
                 raise UserError("its step is not valid")
             json.dumps([self.config, self.training], allow_nan=False)  # fails if not plain values
-            check_sizes(self.config)
+            network = self.config.get("network", {})
+            for name, value in [*self.config.items(), *network.items()]:
+                most = MAX_SIZES.get(name)
+                if most and not (type(value) is int and 1 <= value <= most):
+                    raise UserError(f"{name} is {value!r}, not an integer from 1 to {most:,}")
+                if name in network and isinstance(value, int | float) and abs(value) > MAX_ARGUMENT:
+                    raise UserError(f"{name} is {value}: it must be at most {MAX_ARGUMENT:,}")
             config = {name: value for name, value in self.config.items() if name not in PATHS}
             object.__setattr__(self, "config", config)
 
     def must_fit(self) -> contextlib.AbstractContextManager[None]:
-        """While something is made of the config: whatever fails is one line that names the file."""
+        """Inside it, whatever fails to be made of the config is one line that names the file."""
         return translate_errors(self.source)
 
     @property
@@ -88,8 +80,16 @@ class Checkpoint:
     def build(self, make: Callable[[], N], prefix: str = "ema.") -> N:
         """The network that make() returns, with the tensors under prefix as its weights, in eval
         mode and without gradients. A config cannot make it larger than the file is."""
-        num_values = sum(1 + tensor.numel() for tensor in self.tensors.values())
-        with self.must_fit(), at_most(num_values):
+        left = sum(1 + tensor.numel() for tensor in self.tensors.values())
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            """Modules register parameters before they initialise them: before they take memory."""
+            nonlocal left
+            left -= 0 if parameter is None else 1 + parameter.numel()
+            if left < 0:
+                raise UserError("its config describes a larger network than it holds")
+
+        with self.must_fit(), register_module_parameter_registration_hook(count):
             module = make()
         self.fill(module, prefix)
         return module.eval().requires_grad_(False)
@@ -97,104 +97,64 @@ class Checkpoint:
     def fill(self, module: nn.Module, prefix: str = "ema.") -> None:
         """Copy the tensors under prefix into a module, which keeps its dtype and memory layout.
         float16 stands for float32; other differences in names, shapes or dtypes are refused."""
-        found = {
-            name.removeprefix(prefix): tensor.float() if tensor.dtype == torch.float16 else tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
-        wanted = module.state_dict()
-        if difference := first_difference(found, wanted):
+        found = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
+        found |= {name: t.float() for name, t in found.items() if t.dtype == torch.float16}
+        if difference := first_difference(found, module.state_dict()):
             raise UserError(
-                f"{self.source} holds another network ({difference}): use another file, or the "
-                "--network flags that it was trained with"
+                f"{self.source} holds another network ({difference}): use the --network flags that "
+                "it was trained with"
             )
-        with torch.no_grad():
-            for name, tensor in wanted.items():
-                tensor.copy_(found[name])
+        module.load_state_dict(found)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the same content gives the same bytes. Tensors must be finite."""
-    tensors = {}
-    for name, tensor in checkpoint.tensors.items():  # safetensors refuses other and shared layouts
-        dense = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
-        tensors[name] = dense.copy_(tensor.detach())
-    if bad := first_not_finite(tensors):
-        raise UserError(f"{path} was not written: {bad} has values that are not finite")
+    tensors = {name: t.detach().contiguous().cpu() for name, t in checkpoint.tensors.items()}
     values = {name: getattr(checkpoint, name) for name in KINDS}
     values |= {"format": FORMAT, "sha256": digest(tensors)}
-    metadata = {KEY: json.dumps(values, sort_keys=True)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    with replacing(path) as temporary:
+        metadata = {KEY: json.dumps(values, sort_keys=True)}
+        safetensors.torch.save_file(tensors, temporary, metadata)
 
 
 def load(source: str | Path, lesson: str | None = None, sha256: str | None = None) -> Checkpoint:
-    """Read a checkpoint and check that it is one.
-
-    Args:
-        source: a file, or an http(s) address, which is downloaded once and kept in a cache.
-        lesson: refuse a checkpoint of another lesson.
-        sha256: refuse a file with another sum.
-    """
-    check_sha256(sha256)
-    with opened(source, sha256) as (path, file):
-        data = file.read()
-    if sha256 and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
-        raise UserError(f"{path} has the sha256 {found}, not {sha256}: it is another file")
-    header, tensors_sha256 = parse_header(io.BytesIO(data), path)
+    """Read and check a file, or an http(s) address, which is downloaded once and kept in a cache.
+    With lesson or sha256, a file of another lesson or with another sum is refused."""
+    header = read_header(source, sha256)
     if lesson is not None and header.lesson != lesson:
-        raise UserError(
-            f"{path} is a checkpoint of {header.lesson}, not of {lesson}: "
-            f"use the scripts in {header.lesson.replace('.', '/')}/"
-        )
-    with translate_errors(path):
-        tensors = safetensors.torch.load(data)
-        if digest(tensors) != tensors_sha256:
+        raise UserError(f"{header.source} is a checkpoint of {header.lesson}: use its scripts")
+    with header.must_fit():
+        tensors = safetensors.torch.load_file(header.source)  # mapped into memory, not copied
+        if digest(tensors) != header.sha256:
             raise UserError("its tensors are not those that were saved")
-        if bad := first_not_finite(tensors):
-            raise UserError(f"{bad} has values that are not finite")
     return replace(header, tensors=tensors)
 
 
-def read_header(source: str | Path) -> Checkpoint:
-    """A checkpoint without its tensors, which are not read."""
-    with opened(source) as (path, file):
-        return parse_header(file, path)[0]
-
-
-@contextlib.contextmanager
-def opened(source: str | Path, sha256: str | None = None) -> Iterator[tuple[str, BinaryIO]]:
-    """The path of a file, and the file; an address is downloaded first."""
+def read_header(source: str | Path, sha256: str | None = None) -> Checkpoint:
+    """A checkpoint without its tensors, which are not read unless sha256 is given."""
+    check_sha256(sha256)
     path = fetch(str(source), sha256, check=load) if is_address(source) else expand(source)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if path.exists() and not path.is_file():
             raise OSError(0, "It is a folder or a pipe")
+        if sha256 and (found := file_sha256(path)) != sha256.lower():
+            raise UserError(f"{path} has the sha256 {found}, not {sha256}: it is another file")
         with path.open("rb") as file:
-            yield str(path), file
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= MAX_HEADER else b""
     except OSError as error:
         raise UserError(
             f"checkpoint {path} cannot be read ({error.strerror}): "
             "name a file such as output/checkpoint_001000.safetensors"
         ) from None
-
-
-def parse_header(file: BinaryIO, source: str) -> tuple[Checkpoint, str]:
-    """A checkpoint without its tensors, and the sha256 of these."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= MAX_HEADER:
-        raise UserError(f"{source} is no checkpoint: these are .safetensors files, no longer .pt")
-    with translate_errors(source):
-        header = json.loads(file.read(length).decode())
-        text = header.get("__metadata__", {}).get(KEY)
-        if text is None:
-            raise UserError(f"{source} holds no checkpoint of these lessons")
-        values = json.loads(text)
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{source} has format {values['format']}, but this version reads {FORMAT}: "
-                "update the repository"
-            )
-        fields = {name: values[name] for name in KINDS}
-        return Checkpoint(**fields, tensors={}, source=source), values["sha256"]
+    if not text:
+        raise UserError(f"{path} is no checkpoint: these are .safetensors files, no longer .pt")
+    with translate_errors(str(path)):
+        values = json.loads(json.loads(text).get("__metadata__", {}).get(KEY, "{}"))
+        if values.get("format") != FORMAT:
+            raise UserError(f"{path} holds no checkpoint of these lessons (format {FORMAT})")
+        fields = {name: values[name] for name in (*KINDS, "sha256")}
+        return Checkpoint(**fields, tensors={}, source=str(path))
 
 
 @contextlib.contextmanager
@@ -209,66 +169,27 @@ def translate_errors(source: str) -> Iterator[None]:
         raise UserError(f"{source} is damaged ({reason}): use another file") from None
 
 
-def check_sizes(config: dict[str, Any], most: float = math.inf) -> None:
-    """Refuse sizes that no lesson has, before anything is made of them."""
-    for name, value in config.items():
-        limit = MAX_SIZES.get(name, most)
-        if isinstance(value, dict):
-            check_sizes(value, MAX_ARGUMENT)
-        elif name in MAX_SIZES and not (type(value) is int and 1 <= value <= limit):
-            raise UserError(f"{name} is {value!r}: it must be an integer from 1 to {limit:,}")
-        elif isinstance(value, int | float) and abs(value) > limit:
-            raise UserError(f"{name} is {value}: it must be at most {limit:,}")
-
-
-@contextlib.contextmanager
-def at_most(num_values: int) -> Iterator[None]:
-    """Inside it, no network can be made that has more parameters. Modules register theirs before
-    they initialise them, and so a larger one is refused before it takes memory."""
-    made = 0
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal made
-        made += 0 if parameter is None else 1 + parameter.numel()
-        if made > num_values:
-            raise UserError("its config describes a larger network than it holds")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def digest(tensors: dict[str, Tensor]) -> str:
-    """The sha256 of all tensors' bytes in the order of their names."""
+    """The sha256 of all tensors' bytes in the order of their names. All values must be finite."""
     sha256 = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(tensors.items()):
+        extremes = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
+        if not all(map(torch.isfinite, extremes)):
+            raise UserError(f"{name} has values that are not finite: a checkpoint may have none")
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()
-
-
-def first_not_finite(tensors: dict[str, Tensor]) -> str | None:
-    for name, tensor in tensors.items():
-        has_floats = tensor.is_floating_point() and tensor.numel() > 0
-        if has_floats and not torch.stack(tensor.aminmax()).isfinite().all():
-            return name
-    return None
 
 
 def check_template(
     checkpoint: Checkpoint, tensors: dict[str, Tensor], training: dict[str, Any]
 ) -> None:
-    """Refuse a training checkpoint that is not of the kind that a run would save.
-
-    Args:
-        checkpoint: as it was loaded.
-        tensors: the run's; the checkpoint must have the same names, shapes and dtypes.
-        training: the run's scalars; the checkpoint must have the same keys and types. An empty dict
-            among them stands for floats by any name.
-    """
+    """Refuse a checkpoint whose tensors differ from the run's in names, shapes or dtypes, or its
+    scalars in names or types. An empty dict among the run's stands for floats by any name. The
+    random state of a GPU that the run does not use is ignored."""
+    unused = {"rng.cuda", "rng.mps"} - tensors.keys()
+    found = {name: t for name, t in checkpoint.tensors.items() if name not in unused}
     with checkpoint.must_fit():
-        difference = first_difference(checkpoint.tensors, tensors)
+        difference = first_difference(found, tensors)
         difference = difference or first_difference(checkpoint.training, training, "training.")
     if difference:
         raise UserError(
@@ -280,8 +201,11 @@ def check_template(
 def first_difference(found: Any, wanted: Any, name: str = "") -> str | None:
     """The first key, type, shape or dtype that differs, in words."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
-        kinds = kind(found), kind(wanted)
-        return None if kinds[0] == kinds[1] else f"{name[:-1]} is {kinds[0]}, not {kinds[1]}"
+        one, other = (
+            f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            for v in (found, wanted)
+        )
+        return None if one == other else f"{name[:-1]} is {one}, not {other}"
     wanted = wanted or dict.fromkeys(found, 0.0)
     for key in [*wanted, *found]:
         if key not in found or key not in wanted:
@@ -289,14 +213,6 @@ def first_difference(found: Any, wanted: Any, name: str = "") -> str | None:
         if difference := first_difference(found[key], wanted[key], f"{name}{key}."):
             return difference
     return None
-
-
-def kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(kind, value))}]"
-    return type(value).__name__
 
 
 def step_of(path: Path) -> int:
@@ -331,14 +247,17 @@ def shrink(training: str, small: str) -> None:
     if path.exists() and read_header(path).training is not None:
         raise UserError(f"--small {small} is a training checkpoint: name another file")
     checkpoint = load(training)
-    tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith("ema.")}
-    tensors |= {name: t.half() for name, t in tensors.items() if t.is_floating_point()}
-    save(path, replace(checkpoint, tensors=tensors, training=None, source=""))
+    ema = {name: t for name, t in checkpoint.tensors.items() if name.startswith("ema.")}
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in ema.items()}
+    save(path, replace(checkpoint, tensors=tensors, training=None))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-if __name__ == "__main__":
-    sys.modules["common.checkpoint"] = sys.modules["__main__"]  # cli must not load it once more
-    from common import cli
-
-    cli.run(shrink)
+if __name__ == "__main__":  # not by common/cli.py, which imports this module
+    parser = argparse.ArgumentParser("python -m common.checkpoint", description=shrink.__doc__)
+    parser.add_argument("--training", required=True, metavar="FILE")
+    parser.add_argument("--small", required=True, metavar="FILE")
+    try:
+        shrink(**vars(parser.parse_args()))
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")

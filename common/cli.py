@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import re
 import sys
 import typing
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from common.checkpoint import PATHS, find_checkpoint, read_header
 from common.device import pick_device
@@ -32,14 +33,13 @@ from common.distributed import rank
 from common.errors import UserError, one_line
 from common.files import expand
 
+Main = Callable[..., None]
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?")
 KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 
 
 def run(
-    main: Callable[..., None],
-    argv: Sequence[str] | None = None,
-    presets: bool = False,
-    **groups: type,
+    main: Main, argv: Sequence[str] | None = None, presets: bool = False, **groups: type
 ) -> None:
     """Call main with what is on the command line.
 
@@ -55,8 +55,7 @@ def run(
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        return main(**arguments(main, words, presets, groups))
+        return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
     except (UserError, OSError) as error:
         line, code = f"error: {one_line(error)}\n", 2
     except KeyboardInterrupt:
@@ -66,9 +65,7 @@ def run(
     sys.exit(code)
 
 
-def arguments(
-    main: Callable[..., None], words: list[str], presets: bool, groups: dict[str, type]
-) -> dict[str, Any]:
+def arguments(main: Main, words: Sequence[str], presets: bool, groups: dict) -> dict[str, Any]:
     """What to call main with."""
     parser = Parser(main, groups)
     folder = Path(inspect.getfile(main)).resolve().parent
@@ -82,8 +79,9 @@ def arguments(
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name} needs a value") from None
     typed = {name: v for name, v in vars(found).items() if v is not None and name != "config"}
-    rest += [word for name, value in typed.items() for word in (f"--{name}", value)]
     output = expand(found.output_dir or folder / "output")
+    typed |= {"output_dir": str(output)} if found.output_dir else {}
+    rest += [word for name, value in typed.items() for word in (f"--{name}", value)]
     resumed = find_checkpoint(found.resume, output) if found.resume else None
     if resumed:
         config = dict(read_header(resumed).config)
@@ -91,8 +89,7 @@ def arguments(
             config["num_epochs"] = None  # which would override it
         parser.take_defaults(config, str(resumed), unknown_is_error=False)
     elif presets and not found.config:
-        quiet = any(word.split("=")[0] in ("-h", "--help", "--print_config") for word in rest)
-        found.config = [parser.default_preset(folder, found.device or "auto", quiet)]
+        found.config = [parser.default_preset(folder, found.device or "auto")]
     for name in found.config:
         path = find_preset(name, folder)
         parser.take_defaults(read_preset(path), str(path))
@@ -102,14 +99,11 @@ def arguments(
 class Parser(ArgumentParser):
     """The flags of a function, those of its dataclasses and groups among them."""
 
-    def __init__(self, main: Callable[..., None], groups: dict[str, type]) -> None:
-        super().__init__(
-            prog=Path(inspect.getfile(main)).name,
-            usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",
-            description=(inspect.getdoc(main) or "").split("\nArgs:")[0].strip(),
-            allow_abbrev=False,
-        )
-        self.classes = groups
+    def __init__(self, main: Main, groups: dict[str, type]) -> None:
+        description = (inspect.getdoc(main) or "").split("\nArgs:")[0].strip()
+        usage = "%(prog)s [--config FILE] [--FLAG VALUE ...]"
+        super().__init__(usage=usage, description=description, allow_abbrev=False)
+        self.classes, self.notice = groups, ""
         self.options: dict[str, type] = {}
         self.hints: dict[str, Any] = {}  # the type of each flag
         self.add_argument("--config", action="config", help="a preset: a YAML file of flags")
@@ -129,18 +123,19 @@ class Parser(ArgumentParser):
             self.hints |= {f"{name}.{p.name}": p.annotation for p in inner if p.default != p.empty}
             skip = {p.name for p in inner if p.default == p.empty}
             self.add_class_arguments(group, name, as_positional=False, skip=skip)
+            self._option_string_actions.pop(f"--{name}").help = argparse.SUPPRESS  # it takes a file
+        if path := self.hints.get("model_checkpoint") and self.get_default("model_checkpoint"):
+            self.set_defaults(model_checkpoint=path.removeprefix(f"{Path.cwd()}/"))  # for --help
 
-    def default_preset(self, folder: Path, device: str, quiet: bool) -> str:
-        """paper.yaml for a GPU, laptop.yaml for anything else; says so, with its first line."""
+    def default_preset(self, folder: Path, device: str) -> str:
+        """paper.yaml for a GPU, laptop.yaml for anything else; --help and parse() say so."""
         kind = pick_device(device).type
         chosen, other = ("paper", "laptop") if kind == "cuda" else ("laptop", "paper")
         path = folder / "configs" / f"{chosen}.yaml"
         about = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        text = f"Preset configs/{chosen}.yaml, as the device is {kind}: {about}\n"
-        text += f"The other one: --config configs/{other}.yaml"
-        self.description = f"{self.description} {text}. The defaults below are the preset's."
-        if rank() == 0 and not quiet:
-            print(text, flush=True)
+        self.notice = f"Preset configs/{chosen}.yaml, as the device is {kind}: {about}\n"
+        self.notice += f"The other one: --config configs/{other}.yaml"
+        self.description = f"{self.description} {self.notice}. The defaults below are the preset's."
         return str(path)
 
     def take_defaults(self, config: dict, source: str, unknown_is_error: bool = True) -> None:
@@ -152,12 +147,10 @@ class Parser(ArgumentParser):
         if not unknown_is_error:
             flat = {name: value for name, value in flat.items() if name in {*self.hints} - PATHS}
         try:
-            for name in flat:
-                if name in PATHS:
-                    raise UserError(f"{name} is for the command line")
-                if name not in self.hints:
-                    self.error(f"unrecognized arguments: --{name}")
-            values = self.parse_object(flat)
+            if paths := PATHS & {*flat}:
+                raise UserError(f"{min(paths)} is for the command line")
+            flat = {name: self.as_word(name, value) for name, value in flat.items()}
+            values = self.parse_object(flat, _skip_required=True)
         except UserError as error:
             raise UserError(f"{source}: {one_line(error)}") from None
         self.set_defaults({name: values[name] for name in flat})
@@ -165,66 +158,70 @@ class Parser(ArgumentParser):
     def parse(self, words: list[str]) -> dict[str, Any]:
         """The arguments of the function, from the command line without its files."""
         values = self.parse_args(self.join_lists(words))
-        for name, hint in self.hints.items():
-            numbers = values[name] if isinstance(values[name], list) else [values[name]]
-            if any(isinstance(n, int | float) and not abs(n) < 1e18 for n in numbers):
-                self.refuse(name, values[name], in_words(hint))
-        if not 0 <= values.get("seed", 0) < 2**32:
-            self.refuse("seed", values.seed, f"from 0 to {2**32 - 1:,}")
         result = {name: v for name, v in values.as_dict().items() if name != "config"}
-        if result.get("output_dir"):
-            result["output_dir"] = str(expand(result["output_dir"]))
         for name, kind in self.options.items():
-            fields = [field.name for field in dataclasses.fields(kind)]
-            result[name] = kind(**{field: result.pop(field) for field in fields})
+            result[name] = kind(**{f.name: result.pop(f.name) for f in dataclasses.fields(kind)})
+        if self.notice and rank() == 0:
+            print(self.notice, flush=True)
         return result
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """What --print_config prints: a preset, which has no paths."""
+        flags = {name: v for name, v in vars(namespace).items() if name not in PATHS}
+        return super().dump(Namespace(flags), *args, **kwargs)
 
     def join_lists(self, words: list[str]) -> list[str]:
-        """`--labels 3 1 4` as the one value that jsonargparse reads, `--labels=[3, 1, 4]`. Refuses
-        numbers that YAML reads in its own way: 1:30 as 90, 010 as 8."""
-        rest = [part for word in words for part in split_flag(word)]
-        result: list[str] = []
+        """`--labels 3 1 4` as the one word that jsonargparse reads, `--labels=[3, 1, 4]`."""
+        result, rest = [], list(words)
         while rest:
-            result.append(rest.pop(0))
-            name = result[-1].removeprefix("--")
-            if result[-1].startswith("--") and name in self.classes:
-                raise UserError(f"--{name} takes no file: set its flags, such as --{name}.NAME")
-            hint, values = self.hints.get(name), []
-            while hint is not None and rest and not rest[0].startswith("--"):
+            word = rest.pop(0)
+            flag, equals, value = word.partition("=")
+            name = flag.removeprefix("--").removesuffix("+")
+            values = [value] if equals else []
+            hint = self.hints.get(name) if word.startswith("--") else None
+            parts = parts_of(hint)
+            is_list = any(typing.get_origin(part) in (list, Sequence) for part in parts)
+            while hint and rest and not rest[0].startswith("--") and (is_list or not values):
                 values.append(rest.pop(0))
-                if not is_list(hint):
-                    break
-            is_text = str in parts_of(hint)
-            is_number = {int, float} & {*parts_of(hint)}
-            if any(re.search(r"\d:|(^|[\s,[])[-+]?0\d|\d_", v) for v in values if is_number):
-                self.refuse(name, " ".join(values), in_words(hint))
-            if is_list(hint) and not (len(values) == 1 and values[0].startswith("[")):
-                joined = ", ".join(json.dumps(v) if is_text else v for v in values)
-                values = [f"[{joined}]"]
-            result[-1] += f"={values[0]}" if values else ""
+            if hint and values:
+                start = ("[]", '["') if str in parts else "["  # of a list as one word
+                is_list &= len(values) > 1 or not values[0].startswith(start)
+                word = f"{flag}={self.as_word(name, values if is_list else values[0])}"
+            result.append(word)
         return result
 
+    def as_word(self, name: str, value: Any) -> str:
+        """A value for jsonargparse. Refuses numbers that YAML misreads: 1:30 as 90, 010 as 8."""
+        if name not in self.hints:
+            self.error(f"unrecognized arguments: --{name}")
+        is_number = bool({int, float} & {*parts_of(self.hints[name])})
+        text = value if isinstance(value, str) else json.dumps(value)
+        text = text.replace('"', "") if is_number else text
+        low = 0 if name == "seed" else -(2**32)
+        for number in re.findall(r"[^\s,[\]]+", text) if is_number and text != "null" else []:
+            if not NUMBER.fullmatch(number):
+                self.refuse(name, text, in_words(self.hints[name]))
+            if float in parts_of(self.hints[name]) and not math.isfinite(float(number)):
+                self.refuse(name, text, KINDS[float])
+            if float not in parts_of(self.hints[name]) and not low <= float(number) < 2**32:
+                self.refuse(name, text, f"from {low:,} to {2**32 - 1:,}")
+        return text
+
     def refuse(self, name: str, value: Any, wanted: str) -> NoReturn:
-        raise UserError(f"--{name} is {one_line(value, 60)}: it must be {wanted}")
+        raise UserError(f"--{name} is {one_line(value, 60) or 'empty'}: it must be {wanted}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError: which flag, and what it must be, in words."""
         text = " ".join(message.split())
-        if unknown := re.search(r"(?:unrecognized arguments: |[Oo]ption ')(?:--)?([\w.]+)", text):
-            near = difflib.get_close_matches(unknown[1], list(self.hints), 1)
+        if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+            near = difflib.get_close_matches(unknown[1].removeprefix("--"), list(self.hints), 1)
             advice = f"did you mean --{near[0]}?" if near else "--help lists the flags"
-            raise UserError(f"--{unknown[1]} is not known: {advice}")
-        wrong = re.search(r'key "([\w.]+)".*Got value: (.*)', text)
-        if wrong and wrong[1] in self.hints:
-            self.refuse(wrong[1], wrong[2], in_words(self.hints[wrong[1]]))
-        if empty := re.search(r"argument --([\w.]+).*expected one argument", text):
+            raise UserError(f"{unknown[1]} is not known: {advice}")
+        if wrong := re.search(r'key "([\w.]+)".*(?:Got|Given) value:(.*)', text):
+            self.refuse(wrong[1], wrong[2], in_words(self.hints.get(wrong[1])))
+        if empty := re.search(r"(?:required: |argument --(?=.*expected one))([\w.]+)", text):
             raise UserError(f"--{empty[1]} needs a value")
         raise UserError(text.replace("Parser key", "flag"))
-
-
-def split_flag(word: str) -> list[str]:
-    """--flag=value as its two parts."""
-    return word.split("=", 1) if re.match(r"--[\w.]+=", word) else [word]
 
 
 def parts_of(hint: Any) -> list[Any]:
@@ -232,20 +229,14 @@ def parts_of(hint: Any) -> list[Any]:
     return [hint, *(part for inner in typing.get_args(hint) for part in parts_of(inner))]
 
 
-def is_list(hint: Any) -> bool:
-    return any(typing.get_origin(part) in (list, Sequence) for part in parts_of(hint))
-
-
 def in_words(hint: Any) -> str:
     """A type in words."""
-    inner = [in_words(part) for part in typing.get_args(hint) if part is not type(None)]
-    if is_list(hint):
-        return (
-            f"a list, each {inner[0]}" if typing.get_origin(hint) in (list, Sequence) else inner[0]
-        )
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    return " or ".join(inner) or KINDS.get(hint, str(hint))
+        return f"one of {', '.join(map(str, parts))}"
+    if typing.get_origin(hint) in (list, Sequence):
+        return f"a list, each {in_words(parts[0])}"
+    return " or ".join(map(in_words, parts)) or KINDS.get(hint, str(hint))
 
 
 def find_preset(name: str, folder: Path) -> Path:
@@ -258,16 +249,20 @@ def find_preset(name: str, folder: Path) -> Path:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """The flags in a YAML file, which may be neither long nor refer to itself."""
+    """The flags in a YAML file, which may be neither long nor deep nor refer to itself."""
+    depth = 0
     try:
         if path.stat().st_size > 20_000:
             raise ValueError("it is too long")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it has aliases")
-        flags = yaml.safe_load(text) or {}
-        if not isinstance(flags, dict) or not all(isinstance(key, str) for key in flags):
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > 5 or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, or lists in lists")
+        flags = yaml.load(text, yaml.BaseLoader) or {}  # text, which is read as on the command line
+        if not isinstance(flags, dict):
             raise ValueError("it has no line such as `batch_size: 64`")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a file of flags ({one_line(error, 200)})") from None
-    return {name: v for name, v in flags.items() if name not in PATHS or v is not None}
+    return flags

@@ -30,7 +30,7 @@ TIMEOUT = timedelta(hours=1)  # process 0 may sample for so long while the other
 
 def launched() -> bool:
     """Whether torchrun started this process."""
-    return dist.is_available() and dist.is_torchelastic_launched()
+    return dist.is_available() and dist.is_torchelastic_launched() and "RANK" in os.environ
 
 
 def rank() -> int:

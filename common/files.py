@@ -6,49 +6,60 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from common.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_BYTES = 4 * 10**9  # of a download
-MAX_SECONDS = 1800.0
+MAX_BYTES, MAX_SECONDS = 4 * 10**9, 1800.0  # of a download
 TIMEOUT = 10.0  # seconds without a byte after which a server is given up
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a temporary file beside it, flush it to the disk, then rename it: whoever opens path
-    finds the old content or the new one, and never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to. After the block the file there is flushed to the disk and
+    renamed to path: whoever opens path finds the old content or the new one, and never a part."""
+    folder = path.with_name(f".{path.name}.{os.getpid()}.part")  # safetensors adds files of its own
+    temporary = folder / path.name
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        folder.mkdir(exist_ok=True)
+        yield temporary
+        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors denies others to read it
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         if os.name == "posix":  # the new name must be on the disk, too
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+            parent = os.open(path.parent, os.O_RDONLY)
+            os.fsync(parent)
+            os.close(parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(
-            f"{path} could not be written ({error.strerror}); files saved before are unharmed"
+            f"{path} could not be written ({reason}); files saved before are unharmed"
         ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Remove what a process that was killed in write_atomically left of files like pattern."""
+    """Remove what a killed process has left of files like pattern that it was writing."""
     for temporary in folder.glob(f".{pattern}.*.part"):
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def expand(path: str | Path) -> Path:
@@ -60,7 +71,7 @@ def expand(path: str | Path) -> Path:
 
 
 def output_folder(output_dir: str | None, lesson: str) -> Path:
-    """output_dir if it is given, else output/ in the lesson's folder; made, and known writable."""
+    """output_dir, or output/ in the lesson's folder if it is None; made, and known writable."""
     if output_dir == "":
         raise UserError("--output_dir is empty: name a folder, or leave the flag out")
     default = ROOT.joinpath(*lesson.split("."), "output")
@@ -69,17 +80,14 @@ def output_folder(output_dir: str | None, lesson: str) -> Path:
     return folder
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, setting: str = "--output_dir") -> None:
     """Make a folder, and check that files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.part"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"output folder {folder} cannot be written ({error.strerror}): "
-            "name another with --output_dir"
+            f"folder {folder} cannot be written ({error.strerror}): name another with {setting}"
         ) from None
 
 
@@ -90,15 +98,11 @@ def lock_folder(folder: Path) -> FileLock:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another run is writing into {folder}: wait until it ends, or name another "
-            "--output_dir"
+            f"another run is writing into {folder}: wait for its end, or name another --output_dir"
         ) from None
     except (OSError, NotImplementedError) as error:  # some network drives have no locks
-        print(
-            f"{folder} cannot be locked ({one_line(error)}): make sure that no other run writes "
-            "there",
-            file=sys.stderr,
-        )
+        line = f"{folder} cannot be locked ({one_line(error)})"
+        print(f"{line}: make sure that no other run writes there", file=sys.stderr)
     return lock
 
 
@@ -116,22 +120,20 @@ def keep_rows(path: Path, step: int) -> None:
     if not path.exists():
         return
     header, *rows = path.read_text(errors="replace").splitlines(keepends=True) or [""]
-
-    def is_whole(row: str) -> bool:
-        return row.endswith("\n") and row.count(",") == header.count(",")
-
-    def is_up_to_step(row: str) -> bool:
-        number = row.partition(",")[0]
-        return number.isdecimal() and int(number) <= step
-
-    kept = [row for row in rows if is_whole(row) and is_up_to_step(row)]
-    write_atomically(path, "".join([header, *kept] if is_whole(header) else []).encode())
+    whole = re.compile(rf"(\d{{1,18}})(,[^,\n]*){{{header.count(',')}}}\n")
+    rows = [row for row in rows if (match := whole.fullmatch(row)) and int(match[1]) <= step]
+    write_atomically(path, "".join([header, *rows] if header.endswith("\n") else []).encode())
 
 
 def check_sha256(sha256: str | None) -> None:
     """Refuse a checksum that is none, such as that of an unset variable; None is not given."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"--sha256 {sha256!a:.80}: a sha256 has 64 hexadecimal digits")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_address(source: str | Path) -> bool:
@@ -145,7 +147,7 @@ def cached(address: str) -> Path:
 
 
 def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> Path:
-    """The file of an address, from the cache; downloaded if it is not there yet.
+    """The file of an address, from the cache; downloaded, whole and checked, if it is not there.
 
     Args:
         address: http(s).
@@ -153,54 +155,35 @@ def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> 
         check: raises ValueError for a file that is not what was wanted.
     """
     path = cached(address)
-    if not path.exists() or (sha256 and file_sha256(path) != sha256.lower()):
-        download(address, path, sha256, check)
+    if path.exists() and (not sha256 or file_sha256(path) == sha256.lower()):
+        return path
+    make_folder(path.parent, "XDG_CACHE_HOME")
+    with replacing(path) as temporary:
+        try:
+            receive(address, temporary)
+            if sha256 and (found := file_sha256(temporary)) != sha256.lower():
+                raise ValueError(f"it has the sha256 {found}, not {sha256}")
+            check(temporary)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = one_line(error).replace(str(temporary), "the file")[:200]
+            line = f"{address} could not be downloaded ({reason}): nothing was kept"
+            raise UserError(line) from None
     return path
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def download(address: str, path: Path, sha256: str | None, check: Callable[[Path], object]) -> None:
-    """Download into path, whole and checked, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = receive(address, temporary, TIMEOUT)
-        if sha256 and digest != sha256.lower():
-            raise ValueError(f"it has the sha256 {digest}, not {sha256}")
-        check(temporary)
-        os.replace(temporary, path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = one_line(error).replace(str(temporary), "the file")[:200]
-        raise UserError(f"{address} could not be downloaded ({reason}): nothing was kept") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def receive(address: str, path: Path, timeout: float) -> str:
-    """Write what the server sends; returns its sha256.
-
-    Size and time are limited, certificates are checked, and no server can lead from https to http.
-    """
-    digest, size, end = hashlib.sha256(), 0, time.monotonic() + MAX_SECONDS
-    with urlopen(address, timeout=timeout) as answer, path.open("wb") as file:
+def receive(address: str, path: Path) -> None:
+    """Write what the server sends. Size and time are limited, certificates are checked, and no
+    server can lead from https to http."""
+    size, end = 0, time.monotonic() + MAX_SECONDS
+    with urlopen(address, timeout=TIMEOUT) as answer, path.open("wb") as file:
         if address.startswith("https:") and not answer.geturl().startswith("https:"):
             raise ValueError("the server redirects to an address that is not encrypted")
         announced = int(answer.headers.get("Content-Length") or -1)
         while block := answer.read1(1 << 16):
-            size += len(block)
+            size += file.write(block)
             if max(size, announced) > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
             if time.monotonic() > end:
                 raise ValueError(f"it took longer than {MAX_SECONDS:.0f} s")
-            digest.update(block)
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
     if announced not in (-1, size):
         raise ValueError(f"it was cut short after {size:,} of {announced:,} bytes")
-    return digest.hexdigest()

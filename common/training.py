@@ -93,6 +93,7 @@ class Run:
             self.lock = lock_folder(self.folder)
             remove_unfinished(self.folder, "checkpoint_*")
             remove_unfinished(self.folder, self.metrics.name)
+            self.remove_old_checkpoints()
         self.handlers = {
             number: signal.signal(number, lambda number, _: setattr(self, "stop_signal", number))
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -203,9 +204,12 @@ class Run:
         tensors = self.tensors() | self.random_states()
         content = (self.lesson, self.config, self.data.name, self.step, tensors, self.scalars())
         checkpoint.save(path, Checkpoint(*content))
+        self.remove_old_checkpoints()
+        return path
+
+    def remove_old_checkpoints(self) -> None:
         for old in saved(self.folder)[:-2]:
             old.unlink(missing_ok=True)
-        return path
 
     def say(self, text: str) -> None:
         """Print a line, and add it to log.txt."""

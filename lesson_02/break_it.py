@@ -1,7 +1,7 @@
-"""Leave one thing out, and see what it was for.
+"""Leave one thing out, and see what it is for.
 
 Each break differs from the lesson in one line. The shipped network is sampled with and without it,
-from the same noise at every step.
+with the same noise in every step.
 """
 
 import math
@@ -31,10 +31,10 @@ def main(
     """Break the lesson, one thing at a time: broken_no_noise.png and so on.
 
     Args:
-        what: no_noise, each reverse step goes to its mean; fixed_variance, it has the variance of
-            the forward step; late_evidence, inpainting sets the known pixels after the last step
-            only. All of them unless given.
-        num_images: test images to compute the bound of fixed_variance on.
+        what: no_noise, each reverse step returns its mean; fixed_variance, its variance is that of
+            the forward step; late_evidence, inpainting sets the known pixels only after the last
+            step. All of them unless given.
+        num_images: test images for the bound of fixed_variance.
         data_dir: folder of the test images; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(2, num_images=num_images)
@@ -47,7 +47,7 @@ def main(
 
 
 class NoNoise(DPM):
-    """Goes to the mean: lesson_02's p_sample without its last term."""
+    """Returns the mean: p_sample without its noise."""
 
     @torch.no_grad()
     def p_sample(
@@ -62,7 +62,7 @@ class NoNoise(DPM):
 
 
 class FixedVariance(DPM):
-    """Leaves out b: the variance of the reverse step is β_t."""
+    """Ignores b: the variance of the reverse step is β_t."""
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor) -> Gaussian:
         mu, b = out.chunk(2, dim=1)
@@ -93,7 +93,7 @@ def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def no_noise(bench: Bench) -> dict[str, Tensor]:
-    """The mean of all images that could come next is blurred, and every step blurs further."""
+    """The mean over all possible next images is blurred, and every step blurs further."""
     rows = {
         "as it is": sample(bench, bench.process, "as it is"),
         "no noise": sample(bench, broken(NoNoise, bench), "no noise"),
@@ -102,7 +102,7 @@ def no_noise(bench: Bench) -> dict[str, Tensor]:
 
 
 def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[str, Tensor]:
-    """The bound shows what it costs; the samples hardly do."""
+    """The bound becomes clearly worse; the samples hardly change."""
     x0, rows = load_x0(bench, num_images, data_dir), {}
     fixed = broken(FixedVariance, bench)
     for name, process in {"as it is": bench.process, "fixed variance": fixed}.items():
@@ -111,13 +111,13 @@ def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[
         bits = process.bits_per_dim(bench.model, x0, num_terms).total
         gain = k_minus_null(bits, x0.shape[1])
         error = gain.std() / math.sqrt(len(gain))
-        print(f"{name}: K - L_null = {gain.mean():.3f} ± {error:.3f} bits a pixel")
+        print(f"{name}: K - L_null = {gain.mean():.3f} ± {error:.3f} bits per pixel")
         rows[name] = sample(bench, process, name)
     return decoded(bench, rows)
 
 
 def late_evidence(bench: Bench, data_dir: str | None) -> dict[str, Tensor]:
-    """The missing half can fit to the known one only if every step sees that."""
+    """The missing half can match the known half only if every step sees the known half."""
     x0 = load_x0(bench, bench.options.num_samples, data_dir)
     missing = read_mask("left", x0.shape[-2], x0.shape[-1]).to(x0.device)
     evidence = x0, torch.where(missing, torch.inf, 0.0).expand_as(x0)

@@ -22,7 +22,9 @@ Network = Callable[[Tensor, Tensor], Tensor]
 Number = TypeVar("Number", float, Tensor)
 NUM_BUMPS = 10
 LN2 = math.log(2)
-L_NULL = -0.5 * math.log2(2 * math.pi * math.e)  # mean log2 density under N(0, 1) of data like it
+L_NULL = -0.5 * math.log2(
+    2 * math.pi * math.e
+)  # mean log2 density under N(0, 1), for data of mean square 1
 
 
 class Gaussian(NamedTuple):
@@ -36,8 +38,8 @@ class BitsPerDim(NamedTuple):
     """An upper bound on the bits per dimension of each image: -K / C, with K of Eq. 14.
 
     total: (B,), for the standardised data x0. terms, t: (B, N), the terms of the bound that were
-    computed, in bits per dimension, and their t. The total has the sum of all T - 1 terms,
-    estimated from N of them where N < T - 1.
+    computed, in bits per dimension, and their t. The total contains the sum of all T - 1 terms,
+    estimated from N of them if N < T - 1.
     """
 
     total: Tensor
@@ -61,7 +63,7 @@ class Rates(NamedTuple):
 class Scaler(NamedTuple):
     """Turns images into data of mean 0 and variance 1, and back.
 
-    mean, std: one of each for all pixels, in the levels 0..255.
+    mean, std: one number each for all pixels, on the scale of the levels 0..255.
     """
 
     mean: float
@@ -75,17 +77,19 @@ class Scaler(NamedTuple):
         mean = (frequency * value).sum()
         std = (frequency * (value - mean) ** 2).sum().sqrt()
         if std == 0:
-            raise UserError("all training images have one and the same grey: take other images")
+            raise UserError(
+                "all training images have the same grey value: they cannot be standardised"
+            )
         return cls(mean.item(), std.item())
 
     def encode(self, images: Tensor, dequantize: bool = True) -> Tensor:
-        """x0 from images in [-1, 1]: with uniform noise of one level's width, then standardised
+        """x0 from images in [-1, 1]: add uniform noise of one level's width, then standardise
         [SD15, the code].
 
         x0 = (level + u - mean) / std,  u ~ U(-½, ½)
 
         Without u the data are discrete. A density can then be arbitrarily large on the 8-bit grid,
-        so that K has no upper limit.
+        so that only the noise of the first step, β_1, limits K.
         """
         levels = images * 127.5 + 127.5
         if dequantize:
@@ -99,18 +103,17 @@ class Scaler(NamedTuple):
     def bits_per_level(self, bits_per_dim: Number) -> Number:
         """Bits per dimension of the 8-bit images, from those of x0.
 
-        The probability of a level is the density of x0, averaged over the level's width 1/std. So
-        it costs at most log2(std) bits more than x0 [Jensen].
+        The probability of a level is the integral of the density of x0 over the level's width,
+        1/std. By Jensen's inequality, a level costs at most log2(std) bits more than x0.
         """
         return math.log2(self.std) + bits_per_dim
 
 
 def k_minus_null(bits_per_dim: Number, channels: int) -> Number:
-    """The paper's figure, in bits per pixel, all channels together: higher is better
-    [SD15 Table 1].
+    """The paper's measure, in bits per pixel over all channels; higher is better [SD15 Table 1].
 
-    K - L_null = C (-bits_per_dim + ½ log2(2πe)): how much more the model knows of the data than
-    N(0, 1) does.
+    K - L_null = C (-bits_per_dim + ½ log2(2πe)): the bound on the log-likelihood, minus the
+    log-likelihood under N(0, 1).
     """
     return channels * (-L_NULL - bits_per_dim)
 
@@ -148,13 +151,13 @@ def bumps(T: int) -> Tensor:
 
 
 def rates(beta: Tensor) -> Rates:
-    """All tables from beta, float64 (T,), with their derivatives with respect to it."""
+    """All tables from beta, float64 (T,); they can be differentiated with respect to it."""
     one, zero = beta.new_ones(1), beta.new_zeros(1)
     alpha_bar = torch.cat([one, (1 - beta).cumprod(0)])
     noise_var, noise_var_prev = 1 - alpha_bar[1:], 1 - alpha_bar[:-1]
     x0_coef = alpha_bar[:-1].sqrt() * beta / noise_var
     xt_coef = (1 - beta).sqrt() * noise_var_prev / noise_var
-    # At t = 1 the posterior is the point x0, and the model has no such step: slot 2 replaces it.
+    # At t = 1 the posterior is the point x0, and p has no such step: slots 0 and 1 copy slot 2.
     log_var = (noise_var_prev[1:] / noise_var[1:] * beta[1:]).log()
     tables = Rates(
         log_odds=torch.cat([zero, beta.logit()]),
@@ -179,12 +182,12 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
 
 
 def multiply(p: Gaussian, y: Tensor, noise_var: Tensor) -> Gaussian:
-    """p(x) N(y; x, noise_var), normalised: p after evidence y on x [SD15 Section 2.5.3].
+    """p(x) N(y; x, noise_var), normalised: prior p updated by evidence y [SD15 Section 2.5.3].
 
     w = var/(var + noise_var),  mean' = mean + w (y - mean),  var' = (1 - w) var
 
     noise_var (B, C, H, W): 0 where x is known, so that the mean is exactly y and the variance 0;
-    infinite where nothing is known of x.
+    infinite where x is unknown.
     """
     weight = p.log_var.exp() / (p.log_var.exp() + noise_var)
     return Gaussian(torch.lerp(p.mean, y, weight), p.log_var + torch.log1p(-weight))
@@ -257,7 +260,7 @@ class DPM(nn.Module):
 
         KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt))
 
-        It can be differentiated with respect to learned rates, too: xt is a function of them and of
+        It can also be differentiated with respect to learned rates: xt is a function of them and of
         eps, the paper's "frozen noise" [SD15 Section 2.4.1].
         """
         xt = self.q_sample(x0, t, eps)
@@ -274,9 +277,10 @@ class DPM(nn.Module):
         return (r.noise_rate[-1].log2() - r.spread[1].log2()).view(())
 
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """L_null - K in bits per dimension, (B,), estimated from one t an image [SD15 Eq. 14].
+        """L_null - K in bits per dimension, (B,), estimated from one t per image [SD15 Eq. 14].
 
-        t is drawn evenly from 2..T. A term from `draw_times` has its own weight instead of T - 1.
+        t must be drawn uniformly from 2..T, so that the term at t has the weight T - 1. With
+        `draw_times`, multiply `vlb_term` by the weight that it returns instead.
         """
         return (self.num_timesteps - 1) * self.vlb_term(model, x0, t, eps) - self.ceiling()
 
@@ -319,8 +323,8 @@ class DPM(nn.Module):
     ) -> Iterator[tuple[int, Tensor]]:
         """From noise x_T (B, C, H, W) to x_1: yields (t, xt), t = T-1 ... 1 [SD15 Section 2.2].
 
-        Differs: it omits the paper's p(x0 | x1), as the authors' code does. That is a step of π: it
-        would add noise of variance β_1 to x_1, which has as much already.
+        Differs: it omits the paper's p(x0 | x1), as the authors' code does. That step is not
+        learned: it would add noise of variance β_1 to x_1, which contains as much noise already.
         """
         xt = x_T
         for t in range(self.num_timesteps, 1, -1):
@@ -334,12 +338,12 @@ class DPM(nn.Module):
     def posterior_trajectory(
         self, model: Network, y: Tensor, noise_var: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
-        """From noise to a draw from p(x0) r(x0), normalised, with r(x) = N(y; x, noise_var), by the
-        perturbed process p̃(xt) ∝ p(xt) r(xt): yields (t, xt), t = T-1 ... 1 [SD15 Section 2.5].
+        """Draws from p(x0) r(x0), normalised, with r(x) = N(y; x, noise_var), by the perturbed
+        process p̃(xt) ∝ p(xt) r(xt): yields (t, xt), t = T-1 ... 1 [SD15 Section 2.5].
 
         y, noise_var (B, C, H, W). Inpainting: noise_var is 0 where the pixel is known and ∞ where
         it is missing. Denoising: it is the variance of the noise everywhere. r is the same at every
-        t, as in the paper; so the evidence counts more than once.
+        t, as in the paper, so the evidence is counted more than once.
         Differs: xT is drawn from π r, as in Section 2.5.1; the authors' code starts at y.
         """
         prior = Gaussian(torch.zeros_like(y), torch.zeros_like(y))
@@ -353,7 +357,7 @@ class DPM(nn.Module):
 
 
 def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """The images at the end of a trajectory; those before them are not kept in memory."""
+    """The images at the end of a trajectory; earlier ones are freed."""
     [(_, images)] = deque(trajectory, maxlen=1)
     return images
 
@@ -362,11 +366,11 @@ def strata(T: int, num_terms: int | None = None) -> list[int]:
     """Edges that cut the times 2..T into num_terms parts [edge, next edge), by default T - 1.
 
     The lengths of the parts grow in proportion to t, as far as whole numbers allow. The terms of
-    the bound fall roughly like 1/t, so that each part contributes about equally.
+    the bound fall roughly like 1/t, so all parts contribute about equally.
     """
     parts = T - 1 if num_terms is None else num_terms
     if not 1 <= parts < T:
-        raise UserError(f"{parts} terms of the bound: take 1 to {T - 1}")
+        raise UserError(f"{parts} strata of the times 2..{T}: there must be 1 to {T - 1}")
     edges = [2]
     for k in range(1, parts):
         even = round(2 * ((T + 1) / 2) ** (k / parts))
@@ -378,9 +382,9 @@ def draw_times(batch_size: int, edges: list[int], device: torch.device) -> tuple
     """A t for each image, and the weight of its term: t, weight (B,). The expected value of
     weight * term is the sum of the terms over t.
 
-    The images take the parts [edge, next edge) of the times in turn, from a random one on, and each
-    draws its t evenly from its part. With N parts t has probability 1/(N length), so that the
-    weight is N length.
+    The images take the parts [edge, next edge) of 2..T in turn, starting with a random one. Each
+    draws its t uniformly from its part. With N parts, t has probability 1/(N length), so its weight
+    is N length.
     """
     lower = torch.tensor(edges[:-1], device=device)
     length = torch.tensor(edges[1:], device=device) - lower

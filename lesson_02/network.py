@@ -1,8 +1,8 @@
 """The network of Sohl-Dickstein et al. 2015: convolutions at several scales beside dense layers,
 then one small perceptron for every pixel [SD15 Appendix D.2].
 
-The time is no input of its layers. For each pixel they give ten coefficients of the mean and ten of
-the variance, which the ten bumps over the times mix into one of each.
+The time is not an input of the layers. For each pixel they output ten coefficients of the mean and
+ten of the variance. Ten bumps over the time mix these into one mean and one variance.
 """
 
 from itertools import pairwise
@@ -19,13 +19,13 @@ SLOPE = 0.05  # of the leaky ReLU below zero
 
 
 def leaky(h: Tensor) -> Tensor:
-    """Differs: as in the authors' code; the paper has soft ReLUs and tanh."""
+    """Leaky ReLU. Differs: as in the authors' code; the paper has soft ReLUs and tanh."""
     return F.leaky_relu(h, SLOPE)
 
 
 class MultiScaleConv(nn.Module):
-    """The image at full, half, quarter, ... size, each convolved by itself, enlarged again and
-    added up [SD15 Appendix D.2].
+    """Convolves the image at full, half, quarter, ... size separately, enlarges the results and
+    adds them up [SD15 Appendix D.2].
 
     h (B, in_channels, H, W) -> (B, out_channels, H, W); H and W divisible by 2^(num_scales - 1).
     Differs: in the authors' code each scale has its own leaky ReLU, and the scales are averaged.
@@ -44,19 +44,21 @@ class MultiScaleConv(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         sizes = [F.avg_pool2d(h, 2**scale) if scale > 0 else h for scale in range(len(self.convs))]
         scales = [conv(small) for conv, small in zip(self.convs, sizes, strict=True)]
-        total = scales.pop()  # from the coarsest on, each is enlarged and added to the next
+        total = scales.pop()  # from the coarsest on: enlarge the sum and add the next scale
         while scales:
             total = scales.pop() + F.interpolate(total, scale_factor=2.0, mode="nearest")
         return total
 
 
 class ConvDense(nn.Module):
-    """out = ConvDense(xt, t): xt (B, C, H, W), t (B,) -> (B, 2C, H, W), float32: μ, then b.
+    """Convolutions at several scales beside dense layers: out = ConvDense(xt, t).
 
-    Either of the two paths, convolutions and dense layers, can be left out by 0 layers.
+    xt (B, C, H, W), t (B,) -> out (B, 2C, H, W), float32: μ, then b.
+
+    Either path, convolutions or dense layers, can be omitted by giving it 0 layers.
 
     Differs: in the authors' code the output of each path is divided by the square root of its
-    number of features, √20 and √2, before the two are joined.
+    number of features, √20 and √2, before the two are concatenated.
 
     Args:
         image_channels: 1 for grey, 3 for colour.
@@ -136,18 +138,20 @@ class ConvDense(nn.Module):
 
 
 def initialise(layer: nn.Module) -> None:
-    """Weights that keep the size of the features from layer to layer: of variance 2/(1 + slope²)
-    over the number of inputs that are added up, those of all scales among them; biases zero.
+    """Weights that preserve the magnitude of the features from layer to layer: their variance is
+    2/(1 + slope²) over the number of inputs that are added up, summed over all scales; biases are
+    zero.
 
-    Differs: in the authors' code the weights of the convolutions are Gaussian, of deviation
-    1/(9 √20), those of all other layers orthogonal, the last one's among them. Here it starts at 0.
+    Differs: in the authors' code the weights of the convolutions are Gaussian, of standard
+    deviation 1/(9 √20), and those of all other layers are orthogonal, the last layer's included.
+    Here the last layer starts at 0.
     """
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(layer.weight, a=SLOPE)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     if isinstance(layer, MultiScaleConv):
-        for parameter in layer.parameters():  # `apply` has initialised its convolutions before
+        for parameter in layer.parameters():  # `apply` has initialised the convolutions already
             parameter.data /= len(layer.convs) ** 0.5
 
 
@@ -156,11 +160,14 @@ def check_network(
 ) -> None:
     """Refuse a network that cannot be built."""
     if num_conv_layers < 1 and num_dense_layers < 1:
-        raise UserError("a network of no layers: give network.num_conv_layers or num_dense_layers")
+        raise UserError(
+            "the network has no layers: network.num_conv_layers or network.num_dense_layers must "
+            "be at least 1"
+        )
     if num_scales < 1 or image_size % 2 ** (num_scales - 1):
         raise UserError(
-            f"network.num_scales is {num_scales}: a {image_size}x{image_size} image cannot be "
-            f"halved {num_scales - 1} times"
+            f"network.num_scales is {num_scales}: it must be at least 1, and the image size, "
+            f"{image_size}, divisible by 2^(num_scales - 1)"
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"network.kernel_size is {kernel_size}: it must be odd")

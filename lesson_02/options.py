@@ -12,11 +12,12 @@ class DPMOptions(TrainingOptions):
 
     Args:
         learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
-        dequantize: whether each 8-bit level gets noise of its width; without, the bound means
-            nothing, since the model can learn the grid of the levels.
-        num_strata: parts of 2..T that the t of a batch are drawn from, longer for later t; with
-            T - 1 of them t is drawn evenly, as in the paper.
-        num_bound_images: training and test images for the bound at the end; fewer while training.
+        dequantize: whether uniform noise of one level's width is added to the 8-bit levels. Without
+            it the bound is meaningless, since the model can learn the grid of the levels.
+        num_strata: number of parts of 2..T from which a batch's t are drawn; parts at later t are
+            longer. With T - 1 parts t is drawn uniformly, as in the paper.
+        num_bound_images: number of training and of test images for the bound at the end; fewer
+            during training.
     """
 
     batch_size: int = 512

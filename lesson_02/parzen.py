@@ -31,14 +31,15 @@ def main(
 ) -> None:
     """The log-likelihood of test images under a Gaussian window around each sample [SD15 Table 2].
 
-    Beside it the same with training images instead of samples, as an upper limit. New samples are
-    written to samples.npz, so that they can be used again.
+    For comparison, the same with training images in place of samples, as an upper limit. New
+    samples are saved in samples.npz for later use.
 
     Args:
         samples: an .npz file of samples, uint8 (N, C, H, W), to use instead of new ones.
         num_samples: samples to draw; the paper has 10,000.
-        num_validation: training images to choose the bandwidth by; they are not used as samples.
-        num_images: test images, or all that there are.
+        num_validation: training images on which the bandwidth is chosen; they are not used as
+            samples.
+        num_images: test images; all of them if there are fewer.
         bandwidths: standard deviations of the window to choose from, for pixels in [0, 1]; 20 from
             0.05 to 0.5 unless given.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
@@ -48,7 +49,7 @@ def main(
     widths = torch.logspace(math.log10(0.05), math.log10(0.5), 20).tolist()
     widths = widths if bandwidths is None else bandwidths
     if not widths or not all(0 < width < math.inf for width in widths):
-        raise UserError(f"bandwidths {widths}: take one or more above 0")
+        raise UserError(f"bandwidths is {widths}: it must be one or more numbers above 0")
     process, model, content = load(options.model_checkpoint, options.sha256)
     data = load_images(content.dataset, data_dir)
     centres = None if samples is None else read_samples(samples, content.image_shape)
@@ -56,8 +57,8 @@ def main(
     validation, rest = data.train[-num_validation:], data.train[:-num_validation]
     if count > len(rest):
         raise UserError(
-            f"{count:,} samples, but {len(rest):,} training images beside the "
-            f"{num_validation:,} for validation: take fewer"
+            f"{count:,} samples need as many training images to compare with, but only "
+            f"{len(rest):,} are left beside the {num_validation:,} for validation: use fewer"
         )
     if centres is None:
         with inference(options, "lesson_02") as (folder, device):
@@ -75,18 +76,18 @@ def main(
 
 def summary(width: float, bits: Tensor, widths: Sequence[float]) -> str:
     mean, error = bits.mean().item(), bits.std().item() / len(bits) ** 0.5
-    edge = "; at the edge of the choice" if width in (min(widths), max(widths)) else ""
+    edge = "; at the edge of the range" if width in (min(widths), max(widths)) else ""
     return f"{mean:7.1f} ± {error:.1f} bits  (bandwidth {width:.3f}{edge})"
 
 
 def read_samples(name: str, shape: Shape) -> Tensor:
-    """uint8 (N, C, H, W), checked."""
+    """The samples in a file, checked: uint8 (N, C, H, W)."""
     try:
         with np.load(name) as file:
             levels = torch.from_numpy(file["samples"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{name} cannot be read ({one_line(error, 200)}): take a samples.npz"
+            f"{name} cannot be read ({one_line(error, 200)}): give a samples.npz"
         ) from None
     if levels.dtype != torch.uint8 or levels.shape[1:] != shape or not len(levels):
         raise UserError(

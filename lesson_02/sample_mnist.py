@@ -33,13 +33,13 @@ def main(
     Args:
         inpaint: which part of the test images is missing: left, top, or a PNG of their size that is
             white where the image is missing and black where it is known.
-        denoise: standard deviation of the noise on the test images, where that of the data is 1.
+        denoise: standard deviation of the noise on the test images, relative to that of the data.
         num_images: test images to damage.
         num_draws: posterior draws for each of them.
     """
     check_at_least(1, num_images=num_images, num_draws=num_draws)
     if inpaint is not None and denoise is not None:
-        raise UserError("--inpaint and --denoise: take one at a time")
+        raise UserError("--inpaint and --denoise exclude each other: give one of them")
     process, model, content = load(options.model_checkpoint, options.sha256)
     scaler = scaler_of(content)
     with inference(options, "lesson_02") as (folder, device):
@@ -88,7 +88,7 @@ def draw(process: DPM, model: Network, scaler: Scaler, shape: Shape, num_samples
 
 
 def load_test_images(options: DataOptions, content: checkpoint.Checkpoint) -> Tensor:
-    """uint8 (N, C, H, W), of the shape that the network was trained on."""
+    """The test images, uint8 (N, C, H, W), in the shape that the network was trained on."""
     data = load_images(options.dataset, options.data_dir)
     if data.shape != content.image_shape:
         raise UserError(f"{data} is not what {content.source} was trained on: give --dataset")
@@ -98,7 +98,7 @@ def load_test_images(options: DataOptions, content: checkpoint.Checkpoint) -> Te
 def damage(
     x0: Tensor, scaler: Scaler, inpaint: str | None, denoise: float | None
 ) -> tuple[Tensor, Tensor]:
-    """What is known of images x0 (B, C, H, W): the y and noise_var of `DPM.posterior_sample`."""
+    """The evidence about images x0 (B, C, H, W): the y and noise_var of `DPM.posterior_sample`."""
     if inpaint is not None:
         missing = read_mask(inpaint, x0.shape[-2], x0.shape[-1]).to(x0.device)
         grey = scaler.encode(torch.zeros_like(x0), dequantize=False)
@@ -141,7 +141,7 @@ def read_png(name: str, height: int, width: int) -> Tensor:
     except Exception as error:  # a damaged picture fails in many ways
         reason = one_line(error, 200)
         raise UserError(
-            f"--inpaint {name} cannot be read ({reason}): take left, top or a PNG"
+            f"--inpaint {name} cannot be read ({reason}): give left, top or a PNG"
         ) from None
     raise UserError(
         f"the mask {name} is {size[0]}x{size[1]}: it must have the images' {width}x{height} pixels"

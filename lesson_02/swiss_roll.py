@@ -31,12 +31,12 @@ class Options(ScriptOptions):
         num_units: radial units of the network; the paper has 16.
         beta_1: variance of the first forward step.
         learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
-        noise: deviation of the points from the roll, where that of the data is 1.
+        noise: standard deviation of the points around the roll, relative to that of the data.
         num_training_steps: optimiser steps.
-        batch_size: points a step.
+        batch_size: points per step.
         learning_rate: of Adam, falling linearly to zero.
         num_points: points in each panel.
-        num_bound_points: points for the bound.
+        num_bound_points: points on which the bound is computed.
     """
 
     precision: Precision = "float32"
@@ -61,7 +61,7 @@ class Options(ScriptOptions):
 
 
 def main(options: Options = Options()) -> None:
-    """Learn the swiss roll, draw the paper's Figure 1, and compare the bound with its ceiling.
+    """Learn the swiss roll, draw the paper's Figure 1, and compare the bound with its upper limit.
 
     Writes swiss_roll.png: the data becoming noise, noise becoming a roll, and the drift of the
     model's steps.
@@ -78,7 +78,7 @@ def main(options: Options = Options()) -> None:
         save_figure(folder / "swiss_roll.png", process, model, noise, options.num_points)
     k, error = -bits.mean().item(), bits.std().item() / len(bits) ** 0.5
     limit = -entropy_bits(noise, options.beta_1)
-    print(f"K = {k:.3f} ± {error:.3f} bits a point, at most {limit:.3f} (-H(X1), by quadrature)")
+    print(f"K = {k:.3f} ± {error:.3f} bits per point, at most {limit:.3f} (-H(X1), by quadrature)")
     print(f"K - L_null = {k - 2 * L_NULL:.3f} ± {error:.3f}, at most {limit - 2 * L_NULL:.3f}")
     print("The paper: 2.35 and 6.45, for a roll whose noise it does not state")
     print(f"{time.perf_counter() - start:.0f} s; {folder}/swiss_roll.png")
@@ -88,7 +88,7 @@ def geometric_beta(T: int, beta_1: float, last_ratio: float = 100.0) -> Tensor:
     """Variances of T forward steps, each of which multiplies the ratio of noise to signal,
     (1-ᾱ_t)/ᾱ_t, by the same factor: from β_1/(1-β_1) to last_ratio. float64 (T,).
 
-    Differs: it suits so few steps; `erasing_beta` would begin with β_1 = 1/T.
+    Differs: it suits few steps; `erasing_beta` would begin with β_1 = 1/T.
     """
     if T < 2 or not 0 < beta_1 < 0.9:
         raise UserError(
@@ -109,8 +109,8 @@ def roll(num_points: int, noise: float) -> Tensor:
 
 
 def curve(angle: Tensor, noise: float) -> Tensor:
-    """Points of the roll without noise, float64 (N, 2): a spiral, moved and scaled so that evenly
-    drawn angles, with the noise, give mean 0 and variance 1."""
+    """Points of the roll without noise, float64 (N, 2): a spiral, moved and scaled so that uniform
+    angles, with the noise, give mean 0 and variance 1."""
 
     def spiral(a: Tensor) -> Tensor:
         return torch.stack([a * a.cos(), a * a.sin()], 1)
@@ -164,14 +164,14 @@ def train(process: DPM, model: nn.Module, options: Options) -> None:
     """Maximise K on new points at every step [SD15 Eq. 14]."""
     rate, num_steps = options.learning_rate, options.num_training_steps
     optimizer = torch.optim.Adam([*model.parameters(), *process.parameters()], rate)
-    edges = strata(process.num_timesteps)  # T - 1 parts of one t each: t is drawn evenly
+    edges = strata(process.num_timesteps)  # T - 1 parts of one t each: t is uniform
     bar = trange(num_steps, unit="step", desc="training")
     smooth = 0.0
     for step in bar:
         optimizer.param_groups[0]["lr"] = rate * (1 - step / num_steps)
         x0 = roll(options.batch_size, options.noise).to(process.device)
         t, _ = draw_times(options.batch_size, edges, process.device)
-        loss = 2 * process.loss(model, x0, t, torch.randn_like(x0)).mean()  # bits a point
+        loss = 2 * process.loss(model, x0, t, torch.randn_like(x0)).mean()  # bits per point
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -47,7 +47,7 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
             x0 = encode(images)
             t, weight = draw_times(len(x0), edges, run.device)
             x0, t_shard, eps, weight = run.shard(x0, t, torch.randn_like(x0), weight)
-            with run.autocast():  # L_null - K, [SD15 Eq. 14], estimated from one t an image
+            with run.autocast():  # L_null - K [SD15 Eq. 14], estimated from one t per image
                 losses = weight * process.vlb_term(trained, x0, t_shard, eps) - process.ceiling()
             losses.mean().backward()
             losses = run.gather(losses)
@@ -98,14 +98,14 @@ def bounds(
 
 
 def summary(bounds: dict[str, float], scaler: Scaler, channels: int) -> str:
-    """A line each for the training and for the test images."""
+    """One line for the training images and one for the test images."""
     lines = []
     for name, images in {"train": "training", "test": "test"}.items():
         gain, error = bounds[f"k_minus_null_{name}"], bounds[f"standard_error_{name}"]
         bits = scaler.bits_per_level(-L_NULL - gain / channels)
         lines.append(
             f"Bound on {images} images: K - L_null = {gain:.3f} ± {error:.3f}, "
-            f"K = {gain + channels * L_NULL:.3f} bits a pixel; {bits:.3f} bits/dim"
+            f"K = {gain + channels * L_NULL:.3f} bits per pixel; {bits:.3f} bits/dim"
         )
     return "\n".join(lines)
 

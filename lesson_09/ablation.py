@@ -1,4 +1,4 @@
-"""What each improvement does: one network trained per row, all for as long, and a table of them."""
+"""Ablation: train one network per row, all for the same number of steps, and compare them."""
 
 import json
 from collections.abc import Sequence
@@ -48,22 +48,25 @@ def main(
     images: DataOptions = DataOptions(),
     options: ScriptOptions = ScriptOptions(),
 ) -> None:
-    """Train and measure every row, and write table.md, in output/ablation unless --output_dir is
-    given. Started again, it goes on where it stopped.
+    """Train and measure every row, and write table.md into output/ablation or --output_dir. Started
+    again, the script resumes where it stopped.
 
     Args:
-        rows: the presets to train, by name.
-        presets: their folder, looked for in the current folder, then in this lesson's.
-        num_training_steps: of every row; as in its preset unless given.
+        rows: names of the presets to train.
+        presets: folder of the presets, relative to the current folder or to this lesson's.
+        num_training_steps: training steps of every row; those of its preset unless given.
         num_images: test images for bits per dimension.
-        num_terms: how many of the bound's terms to draw for each image.
-        steps: of the sampler, one column each.
-        samples: how many, one number for each of `steps`.
-        num_classifier_steps: training steps of the classifier whose features judge samples.
+        num_terms: terms of the bound to draw for each image.
+        steps: numbers of sampling steps, one column each.
+        samples: numbers of samples, one for each of `steps`.
+        num_classifier_steps: training steps of the classifier in whose features samples are
+            compared.
     """
     files = {row: preset_file(row, presets) for row in rows}
     if len(steps) != len(samples) or min([*steps, *samples]) < 1 or min(samples) < 3:
-        raise UserError("steps and samples need one number for each other, at least 3 samples each")
+        raise UserError(
+            "steps and samples must be equally long lists: steps from 1 on, samples from 3 on"
+        )
     folder = Path(options.output_dir or FOLDER / "output" / "ablation")
     make_folder(folder)
     device = pick_device(options.device)
@@ -81,18 +84,18 @@ def main(
         results[row] = measure(trained, judge, settings, device, options)
         write_table(folder / "table.md", results, settings, judge)
     print((folder / "table.md").read_text())
-    print(f"{folder}/table.md; samples of each row in its folder")
+    print(f"{folder}/table.md; the samples of each row are in its folder")
 
 
 def preset_file(row: str, presets: str) -> Path:
     for file in (Path(presets) / f"{row}.yaml", FOLDER / presets / f"{row}.yaml"):
         if file.is_file():
             return file
-    raise UserError(f"row {row} has no preset {presets}/{row}.yaml: take some of {', '.join(ROWS)}")
+    raise UserError(f"row {row} has no preset {presets}/{row}.yaml: choose from {', '.join(ROWS)}")
 
 
 def train(preset: Path, folder: Path, flags: list[str], num_steps: int | None) -> Path:
-    """The last checkpoint of the row's run, which is started or resumed if necessary."""
+    """Train a row, from its last checkpoint if there is one, and return its final checkpoint."""
     words = [*flags, "--output_dir", str(folder)]
     words += ["--num_training_steps", str(num_steps)] if num_steps else []
     if saved(folder):
@@ -101,7 +104,7 @@ def train(preset: Path, folder: Path, flags: list[str], num_steps: int | None) -
             return saved(folder)[-1]
         words = ["--resume", *words]
     else:
-        (folder / "metrics.csv").unlink(missing_ok=True)  # of a run that saved no checkpoint
+        (folder / "metrics.csv").unlink(missing_ok=True)  # left by a run that saved no checkpoint
         words = ["--config", str(preset), *words]
     print(f"\n{folder.name}")
     cli.run(train_mnist.main, words, presets=True, network=UNet)
@@ -109,7 +112,7 @@ def train(preset: Path, folder: Path, flags: list[str], num_steps: int | None) -
 
 
 class Judge:
-    """Real test images in the classifier's features, to measure samples against."""
+    """The classifier, and the features of real test images to compare samples with."""
 
     def __init__(self, data: Images, num_steps: int, device: torch.device) -> None:
         self.data = data
@@ -124,12 +127,12 @@ class Judge:
         self.accuracy = right.double().mean().item()
 
     def distance(self, images: Tensor) -> tuple[float, float]:
-        """Of samples in [-1, 1], rounded to the 8-bit levels of real images."""
+        """The distance of samples in [-1, 1], rounded to 8-bit levels like the real images."""
         features = quality.features(self.classifier, to_uint8(images))
         return quality.kernel_distance(features, self.real)
 
     def floor(self) -> tuple[float, float]:
-        """Of other real images."""
+        """The distance of other real images."""
         return quality.kernel_distance(self.others, self.real)
 
 
@@ -140,7 +143,7 @@ def measure(
     device: torch.device,
     options: ScriptOptions,
 ) -> dict[str, Any]:
-    """The row's figures: from result.json if it has them for these settings, else measured."""
+    """The row's results, from result.json if it has them for these settings, else measured now."""
     file = trained.parent / "result.json"
     wanted = {**settings, "checkpoint": trained.name}
     if file.exists():
@@ -168,13 +171,13 @@ def measure(
 def write_table(
     path: Path, results: dict[str, dict[str, Any]], settings: dict[str, Any], judge: Judge
 ) -> None:
-    """One line for each row, in Markdown, and what is needed to read them."""
+    """The table in Markdown, one line per row, with an explanation of its numbers."""
     floor, floor_error = judge.floor()
     pairs = zip(settings["steps"], settings["samples"], strict=True)
     counts = ", ".join(f"{count} in {steps:,} steps" for steps, count in pairs)
     lines = [
         f"Bits per dimension of {settings['num_images']:,} test images of {settings['dataset']} "
-        f"({settings['num_terms']} terms an image). Distance of samples from test images, in the "
+        f"({settings['num_terms']} terms per image). Distance of samples from test images, in the "
         f"features of a classifier that gets {100 * judge.accuracy:.1f} % of other test images "
         f"right. ± one standard error. Samples: {counts}. The distance of real images: "
         f"{floor:.4f} ± {floor_error:.4f}.",

@@ -1,7 +1,8 @@
-"""Leave one thing out, and see what it was for.
+"""Leave one thing out, and see what it is for.
 
-Each break differs from the lesson in one line. The trained network is sampled with and without it,
-from the same noise at every step. For the last break its last layer learns v again.
+Each break differs from the lesson in one line. The shipped network is sampled with and without it,
+with the same noise in every step. For the last break, its output layer is trained again to predict
+v.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,13 @@ def main(
     """Break the lesson, one thing at a time: broken_raw_log_variance.png and so on.
 
     Args:
-        what: raw_log_variance, v is taken for the log of the variance; no_clipping, the predicted
-            clean image is not clipped; number_for_time, the network gets the number of the step,
-            not its time; lambda_over_T, λ multiplies one term of the bound, not the sum. All
-            unless given.
-        num_steps: S of the samples.
-        num_training_steps: for lambda_over_T.
-        data_dir: of its images; else $DIFFUSION_DATA, else data/.
+        what: raw_log_variance, v itself is used as the log of the variance; no_clipping, the
+            predicted clean image is not clipped; number_for_time, the network gets the index of the
+            step instead of its time; lambda_over_T, λ multiplies a single term of the bound instead
+            of the sum. All of them unless given.
+        num_steps: S, the number of sampling steps.
+        num_training_steps: training steps of lambda_over_T.
+        data_dir: folder of the images for lambda_over_T; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(1, num_training_steps=num_training_steps)
     names: list[Break] = what or [*BREAKS, "lambda_over_T"]
@@ -62,7 +63,7 @@ def compare(
 
 
 def draw(bench: Bench, process: ImprovedDDPM, clip_x0: bool = True) -> Tensor:
-    """Samples (B, C, H, W), from the same noise at every step whatever the process."""
+    """Samples (B, C, H, W), with the same noise in every step for every process."""
     trajectory = process.trajectory(bench.model, bench.noise(), clip_x0)
     return bench.last(trajectory, process.num_timesteps, "sampling")
 
@@ -99,8 +100,9 @@ BREAKS: dict[Break, Callable[[Bench, ImprovedDDPM], dict[str, Tensor]]] = {
 
 
 def lambda_over_T(num_training_steps: int, data_dir: str | None, options: BreakOptions) -> None:
-    """Plot v at each t after a few steps that learn it again: with λ times the sum and λ times one
-    term, by Adam and by plain gradient descent, which does not rescale each weight's gradient."""
+    """Plot v at each t after it was trained again for a few steps, with λ times the sum and with λ
+    times one term; by Adam, which rescales each weight's gradient, and by plain gradient descent,
+    which does not."""
     process, model, content = load(options.model_checkpoint, options.sha256)
     device = pick_device(options.device)
     bench = Bench(process.to(device), model.to(device), content, options, device)
@@ -128,8 +130,8 @@ def lambda_over_T(num_training_steps: int, data_dir: str | None, options: BreakO
 def relearn_v(
     bench: Bench, data: Images, optimizer: str, factor: float, num_training_steps: int
 ) -> UNet:
-    """The network after its last layer's weights for v were set to zero and trained again, with λ
-    multiplied by the factor."""
+    """The network with its output layer's weights for v set to zero and trained again, with λ
+    multiplied by `factor`."""
     process, model, options = deepcopy(bench.process), deepcopy(bench.model), bench.options
     process.vlb_weight *= factor
     last = list(model.conv_out.parameters())
@@ -145,7 +147,7 @@ def relearn_v(
         with autocast(bench.device, options.precision):
             losses = process.loss(model, x0, t, torch.randn_like(x0))
         losses.mean().backward()
-        for parameter in last:  # the weights for the noise stay what they are
+        for parameter in last:  # the weights for the noise are not trained
             assert parameter.grad is not None
             parameter.grad[: data.channels] = 0
         descent.step()

@@ -41,13 +41,13 @@ def main(
     """The bound on test images and its terms [Nichol21 Eq. 4], and Figures 1, 2 and 5.
 
     Args:
-        num_images: how many of the test images, from the first.
-        num_terms: how many of the bound's T terms to draw for each image, without bias; T or more
-            computes them all.
-        num_steps: S, for the bound of the process in S steps; all T unless given.
+        num_images: number of test images, counted from the first.
+        num_terms: number of the bound's T terms drawn for each image, an unbiased estimate; T or
+            more computes all terms.
+        num_steps: S; the bound is that of the process in S steps. All T unless given.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1], as in sampling.
         variance: of the reverse steps; as in training unless given.
-        batch_size: images at a time.
+        batch_size: images per batch.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(2, num_images=num_images)
@@ -56,14 +56,14 @@ def main(
     process = process if num_steps is None else process.strided(num_steps)
     T = process.num_timesteps
     num_terms = min(num_terms, T)
-    strata(T, num_terms)  # refuses what it cannot do before the work begins
+    strata(T, num_terms)  # checks num_terms before the work begins
     levels = load_images(content.dataset, data_dir).test[:num_images]
     with inference(options, "lesson_09") as (folder, device):
         process, model, levels = process.to(device), model.to(device), levels.to(device)
         bits = bound(process, model, levels, num_terms, batch_size, clip_x0)
     result: dict[str, Any] = {}
     print(
-        f"{len(levels):,} test images of {content.dataset}, {num_terms:,} of {T:,} terms an image"
+        f"{len(levels):,} test images of {content.dataset}, {num_terms:,} of {T:,} terms per image"
     )
     for name, (mean, error) in summary(bits).items():
         print(f"  {name:8} {mean:8.4f} ± {error:.4f} bits/dim")

@@ -80,7 +80,7 @@ def named_beta(schedule: Schedule, T: int) -> Tensor:
     """The schedule of that name, with the paper's constants. float64 (T,)."""
     schedules = {"linear": linear_beta, "cosine": cosine_beta}
     if schedule not in schedules:
-        raise UserError(f"schedule {schedule!r} is not known: take {' or '.join(schedules)}")
+        raise UserError(f"schedule {schedule!r} is not known: it must be {' or '.join(schedules)}")
     return schedules[schedule](T)
 
 
@@ -120,7 +120,8 @@ class ImprovedDDPM(nn.Module):
 
     Args:
         beta: float64 (T,), the variances of the forward steps.
-        variance: of the reverse steps, "learned" between "beta" and "beta_tilde", or one of these.
+        variance: of the reverse steps: "beta", "beta_tilde", or "learned", which interpolates
+            between the two.
         simple_weight: of L_simple in the loss.
         vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 1e-3), L_vlb (0, 1).
         timesteps: the T times t that the network gets, ascending; 1..T unless given.
@@ -145,7 +146,9 @@ class ImprovedDDPM(nn.Module):
     ) -> None:
         super().__init__()
         if variance not in ("learned", "beta", "beta_tilde"):
-            raise UserError(f"variance {variance!r} is not known: take learned, beta or beta_tilde")
+            raise UserError(
+                f"variance {variance!r} is not known: it must be learned, beta or beta_tilde"
+            )
         if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
             raise UserError(
                 f"simple_weight is {simple_weight} and vlb_weight {vlb_weight}: "
@@ -205,8 +208,8 @@ class ImprovedDDPM(nn.Module):
         out is (B, 2C, H, W), ε̂ and then v; for a fixed variance ε̂ (B, C, H, W) is enough.
         Without clipping the mean equals 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂) [Nichol21 Eq. 13].
         σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15]
-        Differs: the paper's v is f. With ours, which is the authors' code's, a network whose output
-        is 0 gives the variance halfway between β̃_t and β_t.
+        Differs: the paper's v is f. Here, as in the authors' code, a network whose output is 0
+        gives the variance halfway between β̃_t and β_t.
         Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
         """
         channels = xt.shape[1]
@@ -229,10 +232,10 @@ class ImprovedDDPM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The two terms of the loss, (B,) each [Nichol21 Eq. 14, 5, 6].
 
-        simple: the mean squared error of the predicted noise, a mean over each image's values:
+        simple: the mean squared error of the predicted noise, averaged over each image's values;
         about 1 for a network that predicts 0.
-        vlb: the term of the bound at t, in bits per dimension. Where L_simple trains the mean,
-        L_vlb trains the variance alone: the mean is held fixed in it [Nichol21 Section 3.1].
+        vlb: the term of the bound at t, in bits per dimension. If L_simple trains the mean, L_vlb
+        trains only the variance: no gradient flows through the mean [Nichol21 Section 3.1].
         """
         xt = self.q_sample(x0, t, eps)
         out = model(xt, self.timesteps[t])
@@ -246,8 +249,8 @@ class ImprovedDDPM(nn.Module):
     def weighted(self, simple: Tensor, vlb: Tensor) -> Tensor:
         """The loss from its two terms [Nichol21 Eq. 16].
 
-        L_vlb is a sum over all T times [Eq. 4]. T times the term of one random t estimates it: λ
-        multiplies this estimate, not the one term.
+        L_vlb is a sum over all T times [Eq. 4]. T times the term at one random t estimates this
+        sum. λ multiplies the estimate, not the single term.
         """
         return self.simple_weight * simple + self.vlb_weight * self.num_timesteps * vlb
 
@@ -273,7 +276,7 @@ class ImprovedDDPM(nn.Module):
         return x0
 
     def strided(self, num_steps: int) -> "ImprovedDDPM":
-        """The process of S = num_steps steps whose ᾱ are those at S of the T times, τ_1 < ... < τ_S
+        """A process of S = num_steps steps, with the ᾱ of S of the T times, τ_1 < ... < τ_S
         [Nichol21 Eq. 19].
 
         β_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}. β̃_i, and with it the learned variance, follows from these.
@@ -295,7 +298,7 @@ class ImprovedDDPM(nn.Module):
         return self.term_bits(p, x0, xt, t)
 
     def term_bits(self, p: Gaussian, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """The same from p = p(x_{t-1} | xt) [Nichol21 Eq. 5, 6].
+        """The term of the bound at t, given p = p(x_{t-1} | xt) [Nichol21 Eq. 5, 6].
 
         t > 1: L_{t-1} = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt));  t = 1: L_0 = -log p(x0 | x1)
         """
@@ -352,7 +355,7 @@ def strided_timesteps(T: int, num_steps: int) -> Tensor:
     Differs: S = 1 takes t = T. The authors' code takes t = 1.
     """
     if not 1 <= num_steps <= T:
-        raise UserError(f"num_steps is {num_steps}: take 1 to {T} of the {T} steps")
+        raise UserError(f"num_steps is {num_steps}: it must be from 1 to {T}")
     if num_steps == 1:
         return torch.tensor([T])
     strides = [(T - 1) / (num_steps - 1)] * (num_steps - 1)

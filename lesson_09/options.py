@@ -12,12 +12,14 @@ class IDDPMOptions(TrainingOptions):
     """The flags of Improved DDPM.
 
     Args:
-        schedule: of the forward variances [Nichol21 Section 3.2].
-        variance: of the reverse steps, learned or fixed [Nichol21 Section 3.1].
-        simple_weight: of L_simple in the loss.
-        vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 0.001), L_vlb (0, 1).
-        timestep_sampler: uniform, or loss_aware, which is for L_vlb [Nichol21 Section 3.3].
-        num_steps: S, the steps of the samples at the end; all T unless given.
+        schedule: schedule of the forward variances [Nichol21 Section 3.2].
+        variance: variance of the reverse steps, learned or fixed [Nichol21 Section 3.1].
+        simple_weight: weight of L_simple in the loss.
+        vlb_weight: λ, the weight of L_vlb. The two weights are (1, 0) for L_simple, (1, 0.001) for
+            L_hybrid and (0, 1) for L_vlb.
+        timestep_sampler: uniform; or loss_aware, importance sampling for L_vlb [Nichol21 Section
+            3.3].
+        num_steps: S, the number of steps of the samples at the end; all T unless given.
     """
 
     num_timesteps: int = 4000

@@ -1,8 +1,8 @@
-"""How close samples are to real images, as one number, without a network from elsewhere.
+"""How close samples are to real images, as one number, without a downloaded network.
 
 A small classifier is trained first. Samples and real images are compared by the kernel distance of
-its features, as the Kernel Inception Distance does with a larger network's. The number ranks the
-models of one table. It is no FID, and cannot be compared with numbers from elsewhere.
+their features in it, like the Kernel Inception Distance with its larger network. The number ranks
+the models of one table. It is not an FID and cannot be compared with published numbers.
 """
 
 import math
@@ -26,8 +26,8 @@ class Classifier(nn.Module):
         self.out = nn.Linear(num_features, 10)
 
     def layers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The activations of the three hidden layers: strokes and speckle in the first, digits in
-        the last."""
+        """The activations of the three hidden layers, from strokes and speckle in the first to
+        digits in the last."""
         h1 = F.relu(self.conv1(images))
         h2 = F.relu(self.conv2(h1))
         return h1, h2, F.relu(self.hidden(h2.flatten(1)))
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(data: Images, num_steps: int, device: torch.device) -> Classifier:
-    """A classifier after num_steps batches of 128; the same every time on the same machine."""
+    """A classifier after num_steps batches of 128; reproducible on the same machine."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         model = Classifier(data.channels, data.size).to(device)
@@ -66,19 +66,19 @@ def features(model: Classifier, levels: Tensor) -> Tensor:
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Squared maximum mean discrepancy of x and y for the kernel (x·y/d + 1)³, and its error.
+    """Squared maximum mean discrepancy of x and y, for the kernel (x·y/d + 1)³, and its error.
 
-    E k(x, x') + E k(y, y') - 2 E k(x, y), without bias: 0 on average, and so sometimes negative,
-    for samples of one distribution, however few they are. The standard error is the jackknife's,
-    over x.
+    E k(x, x') + E k(y, y') - 2 E k(x, y), estimated without bias: if x and y have the same
+    distribution it is 0 on average, whatever N and M, and so sometimes negative. The standard error
+    is the jackknife's, over x.
 
-    x (N, d), y (M, d): both are scaled to units in which each feature of y has mean 0, variance 1.
+    x (N, d), y (M, d): both are standardised by the mean and deviation of each feature of y.
     """
     mean, deviation = y.mean(0), y.std(0) + 1e-3 * y.std()
     x, y = (x - mean) / deviation, (y - mean) / deviation
     kxx, kyy, kxy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in [(x, x), (y, y), (x, y)])
     n, m = len(x), len(y)
-    own = kxx.sum(1) - kxx.diag()  # of each x with the other x
+    own = kxx.sum(1) - kxx.diag()  # of each x with all other x
     other = kxy.mean(1)
     real = ((kyy.sum() - kyy.diag().sum()) / (m * (m - 1))).item()
     value = own.sum().item() / (n * (n - 1)) + real - 2 * other.mean().item()

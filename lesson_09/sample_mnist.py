@@ -27,7 +27,8 @@ def main(
     """Sample images from a checkpoint of this lesson [Nichol21 Section 4].
 
     Args:
-        num_steps: S, spread evenly over the T steps of the training; all T unless given.
+        num_steps: S, the number of sampling steps, spread evenly over the T steps of training; all
+            T unless given.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
         variance: of the reverse steps; as in training unless given.
     """
@@ -56,7 +57,7 @@ def load(
         learned = config["network"]["learned_variance"]
     if variance == "learned" and not learned:
         raise UserError(
-            f"{source} was trained without learned variance: take --variance beta or beta_tilde"
+            f"{source} was trained without learned variance: use --variance beta or beta_tilde"
         )
     return process, model, content
 

@@ -1,4 +1,4 @@
-"""Which t to train on: drawn uniformly, or more often where the terms of the bound are large.
+"""Samplers of the training times t: uniform, or more often where the bound's terms are large.
 
 L_vlb is a sum of T terms of very different sizes, so an estimate from uniform t is noisy.
 Nichol21 Section 3.3 draws t with probability p_t and divides by it [Nichol21 Eq. 18]:
@@ -35,7 +35,7 @@ class UniformTimesteps(nn.Module):
         return t, torch.ones_like(t, dtype=p.dtype)
 
     def update(self, t: Tensor, vlb: Tensor) -> None:
-        """Ignores the terms of the bound (B,) at t (B,)."""
+        """Does nothing: the terms of the bound (B,) at t (B,) are ignored."""
 
     def weights(self) -> Tensor:
         """The probability of each t, float32 (T,)."""
@@ -43,19 +43,19 @@ class UniformTimesteps(nn.Module):
 
 
 class LossAwareTimesteps(nn.Module):
-    """t with probability p_t ∝ √E[L_t²], a mean over the last terms of the bound at t
+    """Draws t with probability p_t ∝ √E[L_t²], estimated from the last terms of the bound at t
     [Nichol21 Eq. 18].
 
-    Until every t has `history` terms, all t have the same probability. Later a share
-    `uniform_share` of the probability stays uniform, so that no t is forgotten whose terms were
-    once small.
+    Until every t has `history` terms, all t have the same probability. After that, a fraction
+    `uniform_share` of the probability stays uniform, so that no t is neglected for long because its
+    terms were once small.
 
-    Differs: the uniform share, 0.001, is in the authors' code, not in the paper. Their code keeps
+    Differs: the uniform share, 0.001, is in the authors' code, not in the paper. Their code records
     the loss at t, ours the term of the bound; for L_vlb alone the two are proportional.
     """
 
-    terms: Tensor  # float32 (T, history): the last terms of each t, in a ring
-    seen: Tensor  # int64 (T,): how many terms each t has had
+    terms: Tensor  # float32 (T, history): the last terms of each t, as a ring buffer
+    seen: Tensor  # int64 (T,): the number of terms recorded for each t
 
     def __init__(self, T: int, history: int = 10, uniform_share: float = 0.001) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class LossAwareTimesteps(nn.Module):
         history = self.terms.shape[1]
         index, order = (t - 1).sort(stable=True)
         position = torch.arange(len(index), device=index.device)
-        num_earlier = position - torch.searchsorted(index, index)  # terms of the same t, before it
+        num_earlier = position - torch.searchsorted(index, index)  # terms of the same t before it
         num_later = torch.searchsorted(index, index, right=True) - 1 - position  # and after it
-        stays = num_later < history  # the ring holds no more than the last ones
+        stays = num_later < history  # only the last terms of each t are recorded
         column = (self.seen[index] + num_earlier) % history
         self.terms[index[stays], column[stays]] = vlb[order[stays]].float()
         self.seen.index_add_(0, index, torch.ones_like(index))
@@ -99,5 +99,5 @@ class LossAwareTimesteps(nn.Module):
 def named_sampler(name: TimestepSampler, T: int) -> UniformTimesteps | LossAwareTimesteps:
     """The sampler of that name."""
     if name not in ("uniform", "loss_aware"):
-        raise UserError(f"timestep_sampler {name!r} is not known: take uniform or loss_aware")
+        raise UserError(f"timestep_sampler {name!r} is not known: it must be uniform or loss_aware")
     return UniformTimesteps(T) if name == "uniform" else LossAwareTimesteps(T)

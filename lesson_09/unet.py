@@ -1,7 +1,7 @@
 """The network of Nichol & Dhariwal 2021: a U-Net that predicts the noise and its variance.
 
-It adds to lesson 5's: the time scales and shifts the features, attention has several heads and is
-at two resolutions, and half of the output is v, the learned variance. With 128 channels,
+It differs from lesson 5's: the time scales and shifts the features, attention has several heads and
+acts at two resolutions, and half of the output is v, which sets the variance. With 128 channels,
 multipliers (1, 2, 2, 2), three blocks a level, attention at 16x16 and 8x8 and four heads it is the
 authors' CIFAR-10 network, layer for layer [Nichol21 Appendix A].
 """
@@ -34,7 +34,8 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """Two times norm, SiLU and convolution, added to a shortcut; the time enters in the middle.
 
-    y = norm(y) (1 + scale) + shift, both linear in the time's embedding [Nichol21 Appendix A].
+    y = norm(y) (1 + scale) + shift [Nichol21 Appendix A]; scale and shift are linear in the time's
+    embedding.
     Without scale_shift_norm y = norm(y + time), as in lesson 5.
 
     h (B, in_channels, H, W), emb (B, emb_dim) -> (B, out_channels, H, W).
@@ -140,10 +141,11 @@ class Upsample(nn.Conv2d):
 
 
 class UNet(nn.Module):
-    """out = UNet(xt, t): xt (B, image_channels, H, W), t (B,) -> (B, 2 image_channels, H, W).
+    """A U-Net that predicts the noise in an image, and v: out = UNet(xt, t).
 
-    The first half of the channels is the predicted noise, the second half v; without
-    learned_variance there is no second half. float32.
+    xt (B, image_channels, H, W), t (B,) -> out (B, 2 image_channels, H, W), float32. The first half
+    of its channels is the predicted noise, the second half is v. Without learned_variance there is
+    no second half.
 
     Going down, each level halves the image, and every layer's output is kept for a skip connection.
     Going up, each block also reads the last skip that is left, which has its size. An image that

@@ -23,7 +23,7 @@ def same_random_numbers():
 def real_mnist() -> Images:
     """Real MNIST, from the folder that DIFFUSION_DATA names."""
     if not os.environ.get("DIFFUSION_DATA"):
-        pytest.skip("needs real MNIST: set DIFFUSION_DATA to a folder that holds it")
+        pytest.skip("needs real MNIST: set DIFFUSION_DATA to its folder")
     return load_images("mnist")
 
 

@@ -65,7 +65,8 @@ def same(one: Any, other: Any) -> bool:
 def error_line(
     capsys: pytest.CaptureFixture, main: Callable[..., None], *words: object, **groups: Any
 ) -> str:
-    """The one line on standard error that a command line ends with, after exit code 2."""
+    """Run a command line that must fail with exit code 2; returns its one line on standard
+    error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         cli.run(main, [str(word) for word in words], **groups)

@@ -1,6 +1,6 @@
 """Hostile checkpoints: a good one with other bytes, another header, other values or tensors.
 
-Those that are changed inside have the right checksum: only what they say is wrong.
+Those with changed values or tensors have the right checksum: only their content is wrong.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def good_checkpoint() -> Checkpoint:
     tensors["rng.cpu"] = torch.get_rng_state()
     config = {"num_timesteps": 60, "beta_1": 1e-4, "beta_T": 0.02, "variance": "beta"}
     config |= {"network": dict(NETWORK), "batch_size": 8, "learning_rate": 1e-3}
-    training = {"totals": {"loss": 1.5}, "counts": [[0.0, 1.0], [2.0, 0.5]], "num_bad_steps": 0}
+    training = {"totals": {"loss": 1.5}, "counts": {"loss": 2.0}, "num_bad_steps": 0}
     return Checkpoint("lesson_05", config, "digits", 3, tensors, training)
 
 
@@ -51,7 +51,7 @@ def values_of(content: Checkpoint) -> dict[str, Any]:
 
 
 def as_file(values: Any, tensors: dict[str, Tensor], sha256: str | None = None) -> bytes:
-    """A file of these values and tensors, whatever they are, with the right checksum."""
+    """A file with these values and tensors, valid or not, and the right checksum."""
     if isinstance(values, dict):
         parts = [
             t.reshape(-1).view(torch.uint8).numpy().tobytes() for _, t in sorted(tensors.items())
@@ -104,7 +104,7 @@ HEADERS: dict[str, Any] = {
 
 @st.composite
 def changed_values(draw: st.DrawFn) -> bytes:
-    """Values that are junk, missing, or of another name."""
+    """Values that are random, missing, or under another name."""
     values = values_of(GOOD)
     for _ in range(draw(st.integers(1, 3))):
         parts = [values, values.get("config"), values.get("training")]
@@ -123,7 +123,7 @@ def changed_values(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def changed_tensors(draw: st.DrawFn) -> bytes:
-    """Tensors that are missing, not finite, or of another name, shape or dtype."""
+    """Tensors that are missing, not finite, under another name, or of another shape or dtype."""
     tensors = dict(GOOD.tensors)
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(tensors)))
@@ -148,7 +148,7 @@ def changed_tensors(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def changed_header(draw: st.DrawFn) -> bytes:
-    """A header of another length, of other text, or with other claims about a tensor."""
+    """A header of another length, with other text, or with a wrong description of a tensor."""
     kind = draw(st.sampled_from(sorted(HEADERS)))
     value = draw(st.sampled_from(HEADERS[kind]))
     if kind == "length":
@@ -173,7 +173,7 @@ def read_checkpoint(path: Path) -> None:
 
 @refuses_in_one_line
 def read_training(path: Path) -> None:
-    """As --resume does: nothing that passes may differ from what the run itself would save."""
+    """As --resume does. A file that passes must not differ from what the run itself would save."""
     content = checkpoint.load(path, "lesson_05")
     assert GOOD.training is not None
     checkpoint.check_template(content, GOOD.tensors, GOOD.training)

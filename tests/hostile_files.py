@@ -1,8 +1,8 @@
 """Hostile files: good ones, changed by rules that Hypothesis draws. Checkpoints: see
 hostile_checkpoints.py.
 
-Each `*_files` strategy gives bytes. Each `read_*` function reads a file as the project does and
-returns the one line that it is refused with, or None if the file is valid.
+Each `*_files` strategy generates bytes. Each `read_*` function reads a file as the project does and
+returns its one-line error, or None if the file is valid.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from lesson_05 import train_mnist
 from lesson_05.unet import UNet
 
 MAX_SECONDS = 10
-executed: list[str] = []  # what a file made Python run
+executed: list[str] = []  # what reading a file made Python execute
 
 
 def audit(event: str, arguments: tuple) -> None:
@@ -42,7 +42,7 @@ sys.addaudithook(audit)
 
 
 def refuses_in_one_line(read: Callable[[Path], object]) -> Callable[[Path], str | None]:
-    """Whatever the file is, read() succeeds or raises one clear line, soon, and runs nothing."""
+    """On any file, read() succeeds or raises one clear line, quickly, and executes nothing."""
 
     @wraps(read)
     def reading(path: Path) -> str | None:
@@ -62,7 +62,7 @@ def refuses_in_one_line(read: Callable[[Path], object]) -> Callable[[Path], str 
 
 @st.composite
 def changed(draw: st.DrawFn, good: bytes) -> bytes:
-    """Bits flipped, the end cut off, a piece doubled, removed, zeroed or copied from elsewhere."""
+    """Flip bits, cut the end off, or double, remove, zero or overwrite a piece."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -90,11 +90,11 @@ def changed(draw: st.DrawFn, good: bytes) -> bytes:
 
 @wraps(train_mnist.main)
 def main(**arguments: Any) -> None:
-    """Lesson 5's command line, without the training."""
+    """The main function of lesson 5, without the training."""
 
 
 def command_line(*words: str) -> None:
-    """Run lesson 5's command line; raise the line that it ends with if it fails."""
+    """Run lesson 5's command line; if it fails, raise an error with its last line."""
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -186,7 +186,7 @@ YAMLS = [
 
 @st.composite
 def yaml_files(draw: st.DrawFn) -> bytes:
-    """A preset with other values, other keys, other bytes."""
+    """A preset with other values, keys or bytes."""
     if draw(st.booleans()):
         return draw(st.one_of(changed(PRESET), st.sampled_from(YAMLS)))
     names = [line.split(":")[0] for line in PRESET.decode().splitlines() if ":" in line]
@@ -223,7 +223,7 @@ GOOD_PNG = png(HALF)
 
 @st.composite
 def png_files(draw: st.DrawFn) -> bytes:
-    """A mask with other bytes, other sizes in its header, or of another kind."""
+    """A mask with other bytes, other sizes in its header, or another pixel format."""
     kind = draw(st.sampled_from(["bytes", "header", "other", "text"]))
     if kind == "bytes":
         return draw(changed(GOOD_PNG))

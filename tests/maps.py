@@ -1,11 +1,11 @@
-"""The equation maps of the READMEs: compare them with the code, and mend their line numbers.
+"""Compare the equation maps of the READMEs with the code, and correct their line numbers.
 
-    python -m tests.maps          says what is wrong
+    python -m tests.maps          reports what is wrong
     python -m tests.maps --fix    rewrites the line number of every link to a name in the code
 
 A map is the table below a heading "Equation map": equation | link to the function | test. The code
-names the same equations in its docstrings, in brackets: [Ho20 Eq. 6, 7]. Per lesson, both must say
-the same, function by function.
+names the same equations in its docstrings, in brackets: [Ho20 Eq. 6, 7]. Within a lesson, both must
+name the same equations for each function.
 """
 
 import ast
@@ -63,12 +63,12 @@ def definitions(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def in_file(name: str, path: Path) -> str:
-    """The name without its file's: train_mnist.main is main; train_mnist.py stays the file."""
+    """The name within its file: main for train_mnist.main; train_mnist.py for the file itself."""
     return name if name == path.name else name.removeprefix(f"{path.stem}.")
 
 
 def rows(readme: Path) -> Iterator[tuple[str, list[tuple[str, str]], list[str]]]:
-    """Of each row of its maps: the paper and equations, the links (name, file) and the tests."""
+    """For each row of its maps: the paper and equations, the links (name, file) and the tests."""
     for part in re.split(r"^#+ ", readme.read_text(encoding="utf-8"), flags=re.MULTILINE):
         if not part.startswith("Equation map"):
             continue
@@ -80,7 +80,7 @@ def rows(readme: Path) -> Iterator[tuple[str, list[tuple[str, str]], list[str]]]
 
 
 def claims_of_map(lesson: str) -> set[Claim]:
-    """What the maps of a lesson say."""
+    """The equations that the maps of a lesson name, with file and function."""
     claims = set()
     for readme in readmes():
         if readme.relative_to(ROOT).parts[0] == lesson:
@@ -93,18 +93,20 @@ def claims_of_map(lesson: str) -> set[Claim]:
 
 
 def claims_of_code(lesson: str) -> set[Claim]:
-    """What the docstrings of a lesson say."""
+    """The equations that the docstrings of a lesson name, with file and function."""
     claims = set()
     for path in sorted((ROOT / lesson).rglob("*.py")):
         for name, (_, docstring) in definitions(path).items():
-            keys = " ".join(KEY.findall(" ".join(docstring.split())))  # a paper named once will do
+            keys = " ".join(
+                KEY.findall(" ".join(docstring.split()))
+            )  # it is enough to name the paper once
             file = path.relative_to(ROOT).as_posix()
             claims |= {(equation, file, name) for equation in equations(keys)}
     return claims
 
 
 def disagreements(lesson: str) -> list[str]:
-    """Where the maps and the docstrings of a lesson say different things, a line each."""
+    """One line for each equation that only the maps or only the docstrings of a lesson name."""
     of_map, of_code = claims_of_map(lesson), claims_of_code(lesson)
     return [
         f"{file}: the docstring of {name} names {equation}, the map does not"
@@ -116,7 +118,8 @@ def disagreements(lesson: str) -> list[str]:
 
 
 def stale_links(fix: bool = False) -> list[str]:
-    """Links of the READMEs to a name in the code that go to another line; with fix, mends them."""
+    """One line for each README link to a name in the code that leads elsewhere. fix corrects
+    them."""
     wrong = []
     known: dict[Path, dict[str, tuple[int, str]]] = {}
     for readme in readmes():
@@ -148,11 +151,11 @@ def main() -> int:
     if "--fix" in sys.argv[1:]:
         before = len(stale_links())
         stale_links(fix=True)
-        print(f"{before - len(stale_links())} links mended")
+        print(f"{before - len(stale_links())} links corrected")
     wrong = stale_links()
     for lesson in sorted(path.parent.name for path in ROOT.glob("lesson_*/README.md")):
         wrong += disagreements(lesson)
-    print(*wrong, f"{len(wrong)} things wrong", sep="\n")
+    print(*wrong, f"{len(wrong)} errors", sep="\n")
     return 1 if wrong else 0
 
 

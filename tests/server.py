@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `files`; a path with "hangs" is never answered, one with "half" is cut."""
+    """Serves `files`; a path with "hangs" is never answered, one with "half" is cut short."""
 
     files: ClassVar[dict[str, bytes]] = {}
     released = threading.Event()

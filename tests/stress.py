@@ -1,4 +1,4 @@
-"""Long tests of robustness, for a machine that does nothing else: `make stress`.
+"""Long tests of robustness, for an otherwise idle machine: `make stress`.
 
 python tests/stress.py kills --count 200       # and files, disk, soak; see --help
 """
@@ -58,7 +58,7 @@ def train(folder: str, steps: int = 40, quiet: bool = True, **changes: Any) -> N
 
 
 def peak_memory() -> float:
-    """The most that this process has held so far, in MB."""
+    """The peak memory of this process so far, in MB."""
     import resource  # not on Windows
 
     unit = 1e6 if sys.platform == "darwin" else 1e3
@@ -66,7 +66,7 @@ def peak_memory() -> float:
 
 
 def quick_context() -> Any:
-    """Starts processes that have imported everything already, where the system can do so."""
+    """A context whose new processes have imported everything, where the system allows it."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -76,7 +76,7 @@ def quick_context() -> Any:
 
 
 def kills(count: int, folder: Path, seed: int = 0, steps: int = 40) -> dict[str, float]:
-    """SIGKILL at random moments until `count` of them hit; each run ends as an undisturbed one."""
+    """Kill runs at random moments, `count` times; each run must end like an undisturbed one."""
     random_numbers, context = random.Random(seed), quick_context()
     start(context, folder / "whole", steps).join()
     whole = checkpoint.load(saved(folder / "whole")[-1])
@@ -89,7 +89,7 @@ def kills(count: int, folder: Path, seed: int = 0, steps: int = 40) -> dict[str,
             result["while writing"] += bool(list(run.glob(".*.part")))
             result["kills"] += hit
             if saved(run):
-                step = checkpoint.load(saved(run)[-1]).step  # whole, whenever it died
+                step = checkpoint.load(saved(run)[-1]).step  # valid, whenever the run was killed
                 assert len(saved(run)) <= 3, "more than two checkpoints and a new one"
         ended = checkpoint.load(saved(run)[-1])
         assert step == steps
@@ -103,7 +103,8 @@ def kills(count: int, folder: Path, seed: int = 0, steps: int = 40) -> dict[str,
 
 
 def start_and_kill(context: Any, run: Path, steps: int, random_numbers: random.Random) -> bool:
-    """Start or resume a run and kill it at a random moment; whether it was still running then."""
+    """Start or resume a run and kill it at a random moment. Returns whether it was still
+    running."""
     files, process = saved(run)[-1:], start(context, run, steps)
     if random_numbers.random() < 0.1:
         process.join(random_numbers.uniform(0, 1))  # most likely before it saves anything
@@ -169,7 +170,7 @@ def soak(minutes: float, folder: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
-    """A disk of that size, which only root can make."""
+    """A disk of that size; only root can create it."""
     folder.mkdir()
     size = f"size={kilobytes}k"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(folder)], check=True)
@@ -180,7 +181,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def disk(count: int, folder: Path) -> dict[str, float]:
-    """Runs on disks of `count` sizes, all too small: one line each, and what was saved loads."""
+    """Runs on `count` disks, all too small. Each ends with one line, and its checkpoints load."""
     full = loaded = 0
     for number in range(count):
         with small_disk(folder / f"disk_{number}", 150 + 650 * number // count) as place:
@@ -198,8 +199,8 @@ def disk(count: int, folder: Path) -> dict[str, float]:
 
 
 def kinds(folder: Path) -> dict[str, tuple[Any, Callable[[Any], str | None]]]:
-    """By the kind of file: how to draw one, and what is said of it."""
-    import hostile_checkpoints  # here, as it is slow
+    """For each kind of file, its strategy and the function that reads it."""
+    import hostile_checkpoints  # imported here, as it is slow
     import hostile_files
 
     def writing(read: Callable[[Path], str | None]) -> Callable[[bytes], str | None]:
@@ -225,12 +226,12 @@ def kinds(folder: Path) -> dict[str, tuple[Any, Callable[[Any], str | None]]]:
 
 
 def files(count: int, folder: Path, seed: int = 0) -> dict[str, float]:
-    """As many changed files of each kind; how many of them are valid all the same."""
+    """Read `count` changed files of each kind; returns how many are still valid."""
     result: dict[str, float] = {}
-    warnings.simplefilter("ignore")  # of zipfile and torch, about what is wrong on purpose
+    warnings.simplefilter("ignore")  # of zipfile and torch, about deliberate damage
     for name, (strategy, read) in kinds(folder).items():
         began = time.monotonic()
-        lines = answers(strategy, read, count, seed)
+        lines = read_all(strategy, read, count, seed)
         valid = sum(line is None for line in lines)
         result |= {f"{name} tried": len(lines), f"{name} valid": valid}
         print(f"{name}: {len(lines)} tried, {time.monotonic() - began:.0f} s", flush=True)
@@ -239,10 +240,10 @@ def files(count: int, folder: Path, seed: int = 0) -> dict[str, float]:
     return result
 
 
-def answers(
+def read_all(
     strategy: Any, read: Callable[[Any], str | None], count: int, seed: int, at_once: int = 1000
 ) -> list[str | None]:
-    """What is said of so many drawn files. Hypothesis remembers what it drew: not all at once."""
+    """The results of reading `count` files, in blocks: Hypothesis keeps a block in memory."""
     lines = []
 
     def one(data: Any) -> None:
@@ -275,7 +276,7 @@ def processes(count: int, folder: Path) -> dict[str, float]:
 
 
 def one_run(folder: Path, steps: int) -> None:
-    """One run, its errors printed as on a command line."""
+    """One run that prints its errors as on a command line."""
 
     def main() -> None:
         train(str(folder), steps, quiet=False)
@@ -287,11 +288,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["kills", "files", "disk", "soak", "processes", "run"])
     parser.add_argument(
-        "--count", type=int, default=200, help="kills, disks, files of a kind, processes"
+        "--count",
+        type=int,
+        default=200,
+        help="number of kills, disks, files of each kind, or processes",
     )
-    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
+    parser.add_argument("--minutes", type=float, default=30, help="duration of the soak")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="of a run")
+    parser.add_argument("--folder", type=Path, help="output folder of a run")
     words = parser.parse_args()
     torch.set_num_threads(1)
     if words.what == "run":

@@ -1,4 +1,4 @@
-"""Start torchrun from a test, and compare what several processes did with what one does."""
+"""Start torchrun from a test, and compare a run of several processes with a run of one."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ def start(folder: Path, task: str, *flags: str) -> subprocess.Popen:
 
 
 def torchrun(folder: Path, task: str, *flags: str) -> str:
-    """Run a task of the worker to its end; returns what was printed."""
+    """Run a task of the worker to its end; returns its output."""
     folder.mkdir()
     process = start(folder, task, "--standalone", *flags)
     printed = process.communicate(timeout=1500)[0]
@@ -35,7 +35,7 @@ def torchrun(folder: Path, task: str, *flags: str) -> str:
 
 
 def two_machines(folder: Path) -> Path:
-    """A run of two processes that two torchruns start, as on two machines."""
+    """A run of two processes, each started by its own torchrun, as on two machines."""
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,7 +62,8 @@ def check_gradients(folder: Path, world_size: int) -> float:
 
 
 def state_and_files(folder: Path, name: str, rank: int, life: int = 0) -> tuple[str, list[str]]:
-    """The sum of a process's state at the end of a life, and the files that it wrote."""
+    """The checksum of a process's state at the end of its training, and the files that it wrote.
+    life counts the restarts before."""
     digest, *written = (folder / f"{name}_{rank}_{life}").read_text().splitlines()
     return digest, written
 

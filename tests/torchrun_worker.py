@@ -1,4 +1,4 @@
-"""What the tests have torchrun start in each process: `torchrun_worker.py FOLDER TASK`."""
+"""The program that torchrun starts in the tests: `torchrun_worker.py FOLDER TASK`."""
 
 import copy
 import hashlib
@@ -63,8 +63,8 @@ FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(
 
 
 def gradients(folder: Path) -> None:
-    """How far the gradients of all processes together, and in microbatches, are from those of one
-    process, for each network."""
+    """Write, for each network, how far the gradients of all processes together, whole and in
+    microbatches, are from those of one process."""
     cpu = torch.device("cpu")
     distributed.init(cpu)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def gradients(folder: Path) -> None:
     for name, (model, loss, condition) in networks.items():
         model.time.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
         for parameter in model.parameters():
-            if not parameter.any():  # behind zeros, layers have no gradient
+            if not parameter.any():  # layers before a zero layer have no gradient
                 nn.init.normal_(parameter, std=0.02)
         x0, eps = torch.randn(2, 8, 1, 28, 28)
         batch = (condition, x0, torch.randint(1, T + 1, (8,)), eps)
@@ -113,7 +113,7 @@ def gradients(folder: Path) -> None:
 
 
 def check_dropout() -> None:
-    """The processes drop different features; their common random numbers go on."""
+    """The processes drop different features and leave their common random numbers untouched."""
     network = UNet(**{**NETWORK, "dropout": 0.5})
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -132,13 +132,13 @@ def gradient(model: nn.Module, losses: Tensor) -> Tensor:
 
 
 def training(folder: Path, name: str, killed: bool = False, last: bool = True) -> None:
-    """Lesson 9's training into folder/name. At its end each process writes a sum of its state, and
-    the files that it wrote, into NAME_RANK_LIFE.
+    """Run lesson 9's training in folder/name. At its end each process writes a checksum of its
+    state, and the files that it wrote, into NAME_RANK_LIFE; LIFE counts restarts.
 
-    killed: process 1 kills itself at step 8 of its first life. last: no other training follows in
+    killed: process 1 kills itself at step 8, before any restart. last: no other training follows in
     these processes, which connect only once.
     """
-    from common import cli  # here, as the other task should start quickly
+    from common import cli  # imported here, so that the other task starts quickly
     from common.ema import Ema
     from common.training import Run
     from lesson_09 import train_mnist
@@ -168,7 +168,7 @@ def training(folder: Path, name: str, killed: bool = False, last: bool = True) -
             written.append(str(arguments[0]))
 
     def leave_a_note() -> None:
-        """At the end of the training, before process 0 goes on alone."""
+        """Called at the end of the training, before process 0 goes on alone."""
         digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
         for key, tensor in sorted(runs[-1].tensors().items()):
             digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
@@ -197,7 +197,7 @@ def main() -> None:
         gradients(folder)
     elif task == "training":
         training(folder, "run")
-    else:  # everything, as processes are slow to start
+    else:  # all tasks together, as processes are slow to start
         if not (folder / "killed").exists():
             gradients(folder)
         training(folder, "run", killed=True, last=False)

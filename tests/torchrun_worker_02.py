@@ -1,4 +1,4 @@
-"""What test_training.py of lesson 2 has torchrun start: `torchrun_worker_02.py FOLDER`."""
+"""The program that torchrun starts in lesson 2's tests: `torchrun_worker_02.py FOLDER`."""
 
 import copy
 import sys
@@ -14,8 +14,8 @@ from lesson_02.network import ConvDense
 
 
 def gradients(folder: Path) -> None:
-    """How far the gradients of all processes together, and in microbatches, are from those of one
-    process, for the network's weights and for the learned rates."""
+    """Write how far the gradients of all processes together, whole and in microbatches, are from
+    those of one process, for the network's weights and for the learned rates."""
     cpu = torch.device("cpu")
     distributed.init(cpu)
     torch.manual_seed(0)

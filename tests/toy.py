@@ -1,4 +1,4 @@
-"""A training run of milliseconds, to test what surrounds the loop."""
+"""A training run that takes milliseconds, to test what surrounds the loop."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A small classifier of MNIST's digits, in whose features samples are compared with real images.
+"""A small classifier of MNIST's digits. Its features are used to compare samples with real images.
 
-It takes the place of Inception, which has learned photographs and no digits. The file beside this
-one is shipped, and its sum is checked whenever it is loaded. It was made by
+It replaces Inception, which was trained on photographs, not on digits. The weights are shipped in
+the file beside this one, whose checksum is verified whenever it is loaded. They were made by
 
     python -m benchmarks.quality.classifier
 
@@ -67,8 +67,9 @@ class Classifier(nn.Module):
         """Features (B, num_features), the spatial means of the last feature maps, as with
         Inception; and logits (B, 10).
 
-        The hidden layer after them would not do: there all images of a digit nearly coincide, and a
-        distance between sets of images would measure little but how many there are of each digit.
+        The hidden layer after them is unsuitable: there all images of a digit nearly coincide, so
+        that a distance between sets of images would measure little except how often each digit
+        occurs.
         """
         maps = self.convolutions(images)
         hidden = F.relu(self.hidden(maps.flatten(1)))

@@ -1,4 +1,4 @@
-"""Measure the samples of a checkpoint, and its bound, so that anyone can repeat the measurement.
+"""Measure the samples of a checkpoint and its bound, in a way that anyone can repeat.
 
 Samples are compared with the test images of the data, in the features of a small classifier. The
 same metrics of as many training images show what a perfect network would reach.
@@ -37,13 +37,13 @@ def main(
     """Measure a checkpoint of any lesson: result.json, samples.png and nearest.png, in
     output/evaluation_SAMPLER_STEPS of the lesson's folder or in --output_dir.
 
-    An interrupted run resumes with the samples that it has drawn. --precision is that of sampling;
-    all else is computed in float32.
+    An interrupted run resumes after the last saved samples. --precision applies to sampling; all
+    else is computed in float32.
 
     Args:
         model_checkpoint: a file, or an http(s) address.
         num_images: test images for bits per dimension, with ddpm and strided; 0 for none.
-        num_terms: of the bound, drawn for each image.
+        num_terms: terms of the bound drawn for each image.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
         sha256: refuse a file with another sum.
     """
@@ -66,7 +66,7 @@ class Evaluation:
         plan: how its samples are drawn.
         reference: the real images to compare them with.
         num_images: test images for the bound; 0 for none.
-        num_terms: of the bound, drawn for each image.
+        num_terms: terms of the bound drawn for each image.
     """
 
     plan: SamplePlan
@@ -81,7 +81,7 @@ class Evaluation:
         check_at_least(2, num_terms=self.num_terms)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the result depends on but the code and the machine."""
+        """Everything that the result depends on, except the code and the machine."""
         bound = {"num_images": self.num_images, "num_terms": self.num_terms}
         return {**self.plan.settings(), **bound, "dataset": self.reference.data.name}
 

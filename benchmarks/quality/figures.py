@@ -1,10 +1,10 @@
-"""Make every picture in the lessons' READMEs again, from the checkpoints that are shipped.
+"""Redraw every picture in the lessons' READMEs, from the shipped checkpoints.
 
     python -m benchmarks.quality.figures                        # all: the same as `make figures`
     python -m benchmarks.quality.figures --lessons lesson_09    # those of one lesson
 
-The pictures go into figures/ beside each README. made_from.txt there holds the sum of the
-checkpoint that they were made from. A test compares it with the checkpoint that is shipped.
+The pictures go into figures/ beside each README. made_from.txt there holds the checksum of the
+checkpoint that they were made from. A test compares it with the shipped checkpoint.
 """
 
 import importlib
@@ -24,8 +24,8 @@ from common.files import ROOT, file_sha256
 
 
 class Recipe(NamedTuple):
-    """A script as a module, with its flags, or a function of MORE with its argument; and which of
-    the files that it writes to keep, with their new names."""
+    """A command, which is a module with its flags or a function in MORE with its argument; and
+    which of its output files become which pictures."""
 
     command: str
     files: dict[str, str]
@@ -36,7 +36,7 @@ def names(text: str) -> dict[str, str]:
 
 
 EIGHT_PROMPTS = "--prompts 0 1 2 3 4 5 6 7"
-# By lesson: the checkpoint, and what is made from it.
+# For each lesson, its checkpoint and the recipes of its pictures.
 RECIPES: dict[str, tuple[str, list[Recipe]]] = {
     "lesson_02": (
         "lesson_02/pretrained/mnist.safetensors",
@@ -135,14 +135,14 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
 
 
 def main(lessons: list[str] | None = None) -> None:
-    """Make the pictures of the READMEs again.
+    """Redraw the pictures of the READMEs.
 
     Args:
         lessons: folders of lessons; all unless given.
     """
     for lesson in lessons or list(RECIPES):
         if lesson not in RECIPES:
-            raise UserError(f"{lesson} has no pictures: take some of {', '.join(RECIPES)}")
+            raise UserError(f"{lesson} has no pictures: choose from {', '.join(RECIPES)}")
         start = time.perf_counter()
         make(lesson, ROOT / lesson / "figures")
         print(f"{lesson}/figures: {time.perf_counter() - start:.0f} s", flush=True)

@@ -12,13 +12,13 @@ from benchmarks.records import check_installed
 from common.data import Images
 from common.errors import UserError
 
-SURE = 0.95  # from this probability of one digit on, the classifier counts as sure
-FEW = 500  # samples for a second distance, which compares with rows of fewer samples
-DRAWS = 5  # sets of real images to average over, where there are enough images
+SURE = 0.95  # the classifier is sure if one digit has at least this probability
+FEW = 500  # samples for a second FID, comparable with rows that have no more
+DRAWS = 5  # sets of real images to average over, if there are enough images
 
 
 class PrecomputedFeatures(nn.Module):
-    """In place of torchmetrics' Inception: its input has been turned into features already."""
+    """Replaces torchmetrics' Inception network: the inputs are features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -29,13 +29,12 @@ class PrecomputedFeatures(nn.Module):
 
 
 def fid(features: Tensor, real: Tensor) -> float:
-    """Fréchet distance of two normals with the means and covariances of the features
-    [Heusel17 Eq. 6].
+    """Fréchet distance between normals with the features' means and covariances [Heusel17 Eq. 6].
 
     |μ - μr|² + tr(Σ + Σr - 2 (Σ Σr)^½), for float64 features (N, d), (M, d).
 
-    N must exceed d, else the covariance is singular and the distance too large. Beyond that it
-    still falls with N: compare only distances of equal N.
+    N must exceed d, else the covariance is singular and the distance too large. The distance still
+    falls as N grows: compare only distances of equal N.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -49,8 +48,8 @@ def fid(features: Tensor, real: Tensor) -> float:
 def check_count(num_samples: int, num_features: int) -> None:
     if num_samples <= num_features:
         raise UserError(
-            f"num_samples is {num_samples}: take at least {num_features + 1}, more than the "
-            f"classifier has features ({num_features}), or their covariance is singular"
+            f"num_samples is {num_samples}: it must be at least {num_features + 1}, or the "
+            f"covariance of the classifier's {num_features} features is singular"
         )
 
 
@@ -68,7 +67,7 @@ def precision_recall(features: Tensor, real: Tensor, k: int = 3) -> tuple[float,
 def fraction_inside(points: Tensor, centres: Tensor, k: int) -> float:
     """The fraction of points (N, d) inside at least one of the balls around centres (M, d)."""
     if len(centres) <= k:
-        raise UserError(f"{len(centres)} images: precision and recall take more than {k}")
+        raise UserError(f"{len(centres)} images: precision and recall need more than {k}")
     # The nearest centre to each is itself, at distance 0: hence k + 1.
     radius = torch.cat(
         [torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(500)]
@@ -84,7 +83,8 @@ def entropy_bits(classes: Tensor) -> float:
 
 
 def nearest(levels: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest training image of each image (N, C, H, W), and its index, (N,) each.
+    """Distance from each image (N, C, H, W) to the nearest training image, and the index of that
+    image, (N,) each.
 
     The distance is Euclidean, of pixels in [0, 1]; a copy has distance 0.
     """
@@ -116,7 +116,8 @@ class Reference:
         self.accuracy = (probabilities.argmax(1) == self.labels).double().mean().item()
 
     def compare(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, Any]:
-        """The metrics of samples (N, 1, 28, 28), and of the digits (N,) that were asked for."""
+        """The metrics of samples (N, 1, 28, 28). With digits (N,), their conditions, also the
+        fraction of samples that the classifier recognises as their digit."""
         features, probabilities = classifier.classify(self.model, levels)
         probability, digit = probabilities.max(1)
         precision, recall = precision_recall(features, self.features[: len(levels)])
@@ -135,7 +136,7 @@ class Reference:
         """The metrics of `count` real images: means over up to five disjoint sets of training
         images, and the distances of `count` test images to the nearest training image.
 
-        Balanced sets have every digit equally often, like samples that were asked for so.
+        Balanced sets have every digit equally often, like samples drawn with a condition.
         """
         if (count, balanced) not in self.measured:
             self.measured[count, balanced] = self.measure_real(count, balanced)
@@ -148,8 +149,8 @@ class Reference:
             order = alternate_digits(order, self.data.train_labels)
         if count > len(order):
             raise UserError(
-                f"num_samples is {count:,}: take at most {len(order):,}, of which there "
-                "are real images to compare with"
+                f"num_samples is {count:,}: it must be at most {len(order):,}, the number of real "
+                "images to compare with"
             )
         sets = [part for part in order.split(count)[:DRAWS] if len(part) == count]
         rows = [self.compare(self.data.train[s], self.data.train_labels[s]) for s in sets]
@@ -169,7 +170,7 @@ class Reference:
 
 
 def shuffled(count: int) -> Tensor:
-    """One fixed random order, since MNIST's own has the tidier writers first."""
+    """A fixed random order: MNIST's own begins with the tidier writers."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""How samples are drawn from a checkpoint of any lesson, and kept so that drawing them resumes."""
+"""Draw samples from a checkpoint of any lesson, and save them so that drawing can be resumed."""
 
 import io
 import json
@@ -37,8 +37,9 @@ class PlanOptions(ScriptOptions):
 
     Args:
         sampler: ddpm takes all the steps of training; ddim is lesson 6's; strided is lesson 9's.
-        num_steps: of ddim and strided; 50 unless given.
-        num_samples: how many images; 2,000 of at most 100 steps, else 500, unless given.
+        num_steps: steps of ddim and strided; 50 unless given.
+        num_samples: number of images. Unless given, 2,000 if a sample takes at most 100 steps, else
+            500.
         guidance: scale of classifier-free guidance, for a network that takes a condition.
     """
 
@@ -53,9 +54,9 @@ class SamplePlan:
     has the digit n mod 10.
 
     Args:
-        source: of the checkpoint, a file or an http(s) address.
+        source: the checkpoint, a file or an http(s) address.
         options: the flags.
-        sha256: of the file; one with another sum is refused.
+        sha256: checksum of the file; one with another sum is refused.
     """
 
     def __init__(self, source: str, options: PlanOptions, sha256: str | None = None) -> None:
@@ -68,7 +69,7 @@ class SamplePlan:
             )
         self.conditional = self.lesson in CONDITIONAL
         if options.guidance != 1 and not self.conditional:
-            raise UserError(f"{name} takes no condition: leave out --guidance")
+            raise UserError(f"{name} takes no condition: omit --guidance")
         check_at_least(0, guidance=options.guidance)
         self.guidance, self.sampler, self.seed = options.guidance, options.sampler, options.seed
         self.num_steps = count_steps(process, options, name)
@@ -97,8 +98,8 @@ class SamplePlan:
         }
 
     def network(self, digits: Tensor, seed: int) -> Network:
-        """The network to sample, with these digits (B,) as its condition if it takes one; for
-        prompts, each digit's wording is drawn at random."""
+        """The network to sample, with these digits (B,) as its condition if it takes one. Each
+        digit's prompt is one of its wordings, at random."""
         if self.lesson == "lesson_05.text_to_image":
             rng = random.Random(seed)
             prompts = [rng.choice(digit_prompts(digit)) for digit in digits.tolist()]
@@ -139,11 +140,11 @@ class SamplePlan:
 
 
 def count_steps(process: Any, options: PlanOptions, name: str) -> int:
-    """The steps of the sampler; refuses what this process cannot do."""
+    """The number of sampling steps, checked: not every process has every sampler."""
     sampler, num_steps, T = options.sampler, options.num_steps, process.num_timesteps
     method = {"ddpm": "sample", "ddim": "predict_x0", "strided": "strided"}[sampler]
     if not hasattr(process, method):
-        raise UserError(f"{name} cannot be sampled by {sampler}: take another --sampler")
+        raise UserError(f"{name} cannot be sampled by {sampler}: choose another --sampler")
     if sampler != "ddpm":
         num_steps = min(50, T) if num_steps is None else num_steps
         if not 1 <= num_steps <= T:
@@ -151,7 +152,7 @@ def count_steps(process: Any, options: PlanOptions, name: str) -> int:
         return num_steps
     if num_steps not in (None, T):
         raise UserError(
-            f"--sampler ddpm takes all {T:,} steps: leave out --num_steps, or take --sampler ddim "
+            f"--sampler ddpm takes all {T:,} steps: omit --num_steps, or choose --sampler ddim  "
             "or strided"
         )
     return T
@@ -190,7 +191,7 @@ def draw(plan: SamplePlan, file: Path) -> tuple[Tensor, float]:
 
 
 def save_samples(file: Path, levels: Tensor, settings: Mapping[str, Any], seconds: float) -> None:
-    """Write samples, uint8 (N, C, H, W), with what they depend on as JSON."""
+    """Write samples, uint8 (N, C, H, W), and as JSON the settings that they depend on."""
     about = json.dumps({"settings": settings, "seconds": seconds})
     buffer = io.BytesIO()
     np.savez(buffer, samples=levels.numpy(), about=np.array(about))
@@ -200,14 +201,14 @@ def save_samples(file: Path, levels: Tensor, settings: Mapping[str, Any], second
 def load_samples(
     file: Path, settings: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> tuple[Tensor, float]:
-    """The samples of an earlier run with these settings, in whole batches, and their seconds."""
+    """The samples of an earlier run with these settings, and the seconds that drawing them took."""
     try:
         with np.load(file, allow_pickle=False) as content:
             levels, about = torch.from_numpy(content["samples"]), json.loads(str(content["about"]))
-        kept, seconds = about["settings"], float(about["seconds"])
+        saved_settings, seconds = about["settings"], float(about["seconds"])
     except Exception as error:  # a damaged archive fails in many ways
         raise UserError(f"{file} is damaged ({one_line(error, 200)}): remove it") from None
-    if kept != settings:
+    if saved_settings != settings:
         raise UserError(
             f"{file} holds samples of another checkpoint or of other flags: remove it, or name "
             "another --output_dir"

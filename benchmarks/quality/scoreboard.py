@@ -54,8 +54,8 @@ ROWS = {
     **{f"vlb_{S}": Row("IDDPM, L_vlb", VLB, "strided", S) for S in (1000, 100, 50, 25, 10)},
 }
 REAL = "real"
-# A metric has moved if it differs from the stored one by more than this fraction of it: other
-# hardware rounds differently, and so a few samples look different.
+# A metric has moved if it differs from the stored one by more than this fraction. Other hardware
+# rounds differently, so a few samples look different.
 TOLERANCE = {
     "fid": 0.05,
     "share_sure": 0.01,
@@ -80,17 +80,17 @@ def main(
     device: str = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Measure the rows, report which metrics moved from the stored ones, and write table.md.
+    """Measure the rows, report which metrics differ from the stored ones, and write table.md.
 
-    An interrupted run resumes, and keeps what was measured with the same checkpoints and flags.
+    An interrupted run resumes: what was measured with the same checkpoint and flags is reused.
 
     Args:
         rows: names of rows; all unless given.
-        num_samples: for every row; as in evaluate.py unless given.
+        num_samples: samples for every row; as in evaluate.py unless given.
         num_images: test images for bits per dimension; 0 for none.
-        num_terms: of the bound, drawn for each image.
-        fresh: measure again what output_dir holds already.
-        store: put the results into benchmarks/scoreboard and into the README.
+        num_terms: terms of the bound drawn for each image.
+        fresh: measure again the rows that output_dir holds already.
+        store: write the results into benchmarks/scoreboard and the README.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
         output_dir: folder for the rows; benchmarks/output/scoreboard unless given.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -118,7 +118,7 @@ def main(
             evaluation = Evaluation(plan, reference, num_images, num_terms)
             results[name] = measure(evaluation, folder / name)
         else:
-            print(f"left out: there is no {row.checkpoint}")
+            print(f"skipped: there is no {row.checkpoint}")
             continue
         print_row(results[name])
         print("\n".join(changes(results[name], stored.get(name))))
@@ -134,7 +134,7 @@ def choose(names: list[str] | None) -> dict[str, Row | None]:
     known = {**ROWS, REAL: None}
     for name in names or []:
         if name not in known:
-            raise UserError(f"row {name} is not known: take some of {', '.join(known)}")
+            raise UserError(f"row {name} is not known: choose from {', '.join(known)}")
     return {name: known[name] for name in names or known}
 
 
@@ -168,12 +168,12 @@ def save_strip(folder: Path, levels: Tensor) -> None:
 
 
 def changes(result: Mapping[str, Any], stored: Mapping[str, Any] | None) -> list[str]:
-    """A line for each metric that has moved from the stored one."""
+    """A line for each metric that has moved from its stored value."""
     if stored is None:
-        return ["nothing is stored to compare it with"]
+        return ["there is no stored result to compare with"]
     lines = []
     if result.get("checkpoint_sha256") != stored.get("checkpoint_sha256"):
-        lines.append("the checkpoint is not that of the stored metrics")
+        lines.append("the stored metrics are of another checkpoint")
     if result["num_samples"] != stored["num_samples"]:
         return [*lines, f"not compared: the stored metrics are of {stored['num_samples']} samples"]
     for name, tolerance in TOLERANCE.items():
@@ -192,7 +192,7 @@ def value(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def table(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
-    """Markdown, a line a row.
+    """The table in Markdown, one line per row.
 
     pictures: folder of the strips, NAME.png; "" if they are NAME/strip.png.
     """
@@ -212,7 +212,7 @@ def table(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
 
 
 def store_results(results: dict[str, Any], folder: Path) -> None:
-    """Put results and pictures into benchmarks/scoreboard, and the table into the README."""
+    """Write results and pictures into benchmarks/scoreboard, and the table into the README."""
     make_folder(STORED)
     merged = read_json(STORED / "results.json") | results
     merged = {name: merged[name] for name in [*ROWS, REAL] if name in merged}

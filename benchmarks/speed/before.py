@@ -1,4 +1,4 @@
-"""Lesson 5's steps before and after a change: a commit and the current files, in alternation.
+"""The speed of lesson 5 before and after a change: a commit and the current files, in turns.
 
 python -m benchmarks.speed.before --commit 94eae1f
 """
@@ -43,11 +43,11 @@ def main(
     """Measure and write before.md and before.json: the median over turns of a step's median time.
 
     Args:
-        commit: to compare with; its files are unpacked into a temporary folder.
+        commit: the commit to compare with; its files are unpacked into a temporary folder.
         networks: laptop and paper are lesson 5's presets; text is the laptop preset of
             text_to_image.
-        repeats: turns of each, in a process of its own.
-        steps: of each kind in a turn, after two that are not counted.
+        repeats: turns of each version, every turn in its own process.
+        steps: steps of each kind in a turn, after two that are not counted.
         output_dir: folder for the files; benchmarks/output/before unless given.
         device: auto, cpu, cuda, cuda:1, mps.
     """
@@ -111,7 +111,7 @@ def report(result: dict[str, Any]) -> str:
         f"Milliseconds of a step, medians of {result['repeats']} turns; {result['hardware']}; "
         f"torch {result['torch']}; commits {result['before']} and {result['after']}.",
         "",
-        "| | before | after | as many times as fast |",
+        "| | before | after | speed-up |",
         "|---|---|---|---|",
     ]
     for key, seconds in after.items():

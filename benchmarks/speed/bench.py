@@ -51,7 +51,7 @@ def main(
             from noise to image.
         network: the preset of lesson 5 whose network is used for single steps.
         whole_network: the preset whose network draws whole samples.
-        batch_size: images a step.
+        batch_size: images per step.
         repeats: of each step, after a warm-up.
         whole_repeats: of whole samples.
         num_samples: whole samples.
@@ -115,7 +115,7 @@ def training(
     fastest = min((key for key in keys if key[0] == "lesson 5"), key=lambda key: times[key])
     _, precision, layout = fastest
     spent = time_by_kind(step(*fastest), device)
-    seconds = spent["convolutions"] * times[fastest]  # of the convolutions alone
+    seconds = spent["convolutions"] * times[fastest]  # spent on convolutions
     convolutions = sum(n for kind, n in operations["lesson 5"].items() if "convolution" in kind)
     return {
         **compare(times, batch_size),
@@ -156,7 +156,8 @@ def sampling(
 
 
 def matrix_peak(precision: str, device: torch.device, size: int = 2048) -> float:
-    """The speed of a large matrix product here, in floating-point operations a second."""
+    """The speed of a large matrix product on this device, in floating-point operations per
+    second."""
     dtype = getattr(torch, precision)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = median_times({"": lambda: a @ b}, 7, f"matrix product, {precision}")[""]

@@ -23,7 +23,7 @@ from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import UNet
 
 T = 1000
-SIZE = 32  # MNIST's 28 pixels, padded to what can be halved three times
+SIZE = 32  # MNIST's 28 pixels, padded so that they can be halved three times
 
 
 class Contender(NamedTuple):
@@ -75,7 +75,7 @@ def unet2d(network: dict[str, Any], channels: int, size: int) -> Any:
     sizes = feature_map_sizes(size, len(widths))
     attention = [s in network["attention_resolutions"] for s in sizes]
     if network["num_heads"] != 1:
-        raise UserError("UNet2DModel counts attention heads differently: take num_heads 1")
+        raise UserError("UNet2DModel counts attention heads differently: use num_heads 1")
     return UNet2DModel(
         sample_size=sizes[0],
         in_channels=channels,
@@ -114,12 +114,12 @@ def denoising_diffusion(network: dict[str, Any], channels: int, size: int) -> Co
 
 
 def unet(network: dict[str, Any], channels: int, size: int) -> Any:
-    """Its Unet with as many levels, and the width whose parameters are closest to lesson 5's."""
+    """Its Unet with the same levels, in the width that has closest to lesson 5's parameters."""
     from denoising_diffusion_pytorch import Unet
 
     wanted = count(UNet(channels, size, **network))
     levels, dropout = tuple(network["multipliers"]), network["dropout"]
-    doubling = tuple(2**i for i in range(len(levels)))  # its own choice of multipliers
+    doubling = tuple(2**i for i in range(len(levels)))  # its default multipliers
 
     def build(dim: int) -> Any:
         return Unet(dim, dim_mults=doubling, channels=channels, dropout=dropout)
@@ -142,7 +142,7 @@ def count(model: nn.Module) -> int:
 def training_step(
     contender: Contender, batch_size: int, precision: Precision, device: torch.device
 ) -> Callable[[], object]:
-    """The same step for every library: they differ in the network only."""
+    """A training step, the same for every library: only the networks differ."""
     xt = torch.randn(batch_size, 1, SIZE, SIZE, device=device)
     eps, t = torch.randn_like(xt), torch.randint(1, T + 1, (batch_size,), device=device)
     contender.model.train()
@@ -167,6 +167,6 @@ CONTENDERS = {
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What is recorded with every comparison; refuses to begin without the other libraries."""
+    """What is recorded with every comparison. The other libraries must be installed."""
     records.check_installed("diffusers", "denoising_diffusion_pytorch")
     return records.environment(device, "torch", "diffusers", "denoising-diffusion-pytorch")

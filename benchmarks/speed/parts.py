@@ -38,7 +38,7 @@ from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import SelfAttention, UNet
 from lesson_06.ddim import ddim_sample
 
-KINDS = {  # part of an operation's name -> its kind; the first that fits
+KINDS = {  # part of an operation's name -> its kind; the first match counts
     "conv": "convolutions",
     "mm": "matrix products",
     "group_norm": "group norms",
@@ -117,8 +117,8 @@ def share_of_bookkeeping(name: str, batch_size: int, repeats: int, device: torch
 
 
 def memory(network: dict[str, Any], batch_size: int, device: torch.device) -> dict[str, float]:
-    """The peak memory of two training steps, in GB: of the GPU, or of a process that does nothing
-    else, torch included."""
+    """The peak memory of two training steps, in GB: of the GPU, or of a process of its own, imports
+    included."""
     context = multiprocessing.get_context("spawn")
     result = {}
     for name in CONTENDERS:
@@ -200,9 +200,9 @@ def whole(
     """Samples from noise to image, compared with diffusers' pipelines: untrained networks of the
     same shape.
 
-    DDPM, which takes long, is timed once, each in the memory format that was faster with DDIM.
+    DDPM, which takes long, is timed once, in the memory format that was faster with DDIM.
     """
-    # A new network's last layer is zero, so that all images are the same; speed does not care.
+    # A new network's last layer is zero, so all images are the same; the speed is not affected.
     ours, theirs = UNet(1, 28, **network).eval(), unet2d(network, 1, 28).eval()
     num_ddim_steps = num_steps // 20
     draws = {

@@ -1,7 +1,7 @@
-"""What lesson 5 and two libraries learn from the same data in the same time.
+"""Lesson 5 and two libraries, trained on the same data for the same time.
 
 Lesson 5 runs its training script, diffusers the loop of its example of unconditional training,
-denoising-diffusion-pytorch its Trainer: each has its own settings, and networks of one size.
+denoising-diffusion-pytorch its Trainer. Each has its own settings; the networks have one size.
 """
 
 import math
@@ -36,13 +36,13 @@ from lesson_05.sample_mnist import load
 from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample
 
-NUM_TRIAL_STEPS = 20  # from which the speed of lesson 5 is measured
-Draw = Callable[[int], Tensor]  # a number of images in [-1, 1]
+NUM_TRIAL_STEPS = 20  # steps to measure lesson 5's speed with
+Draw = Callable[[int], Tensor]  # draw(n) returns n images in [-1, 1]
 
 
 @dataclass
 class Conditions:
-    """The conditions of the race, the same for all; but each has a folder of its own."""
+    """The conditions of the race, the same for all, except that each has its own folder."""
 
     data: Images
     data_dir: str | None
@@ -73,10 +73,11 @@ def main(
     The preparation before the first step (data, compilation) is not counted.
 
     Args:
-        minutes: of training for each.
-        num_samples: of each, for the metrics.
-        num_steps: of DDIM, in each library's own form.
-        their_learning_rate: of both libraries; their default, 1e-4, is for larger networks.
+        minutes: minutes of training for each.
+        num_samples: samples of each, for the metrics.
+        num_steps: steps of DDIM, in each library's own form.
+        their_learning_rate: learning rate of both libraries; their default, 1e-4, suits larger
+            networks.
         dataset: mnist or digits, which the classifier knows.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
         network: changes to the laptop preset's network, for lesson 5 and, in the same shape or
@@ -89,7 +90,9 @@ def main(
     if not 1 <= num_steps <= T:
         raise UserError(f"num_steps is {num_steps}: it must be from 1 to {T:,}")
     if dataset not in ("mnist", "digits"):
-        raise UserError(f"dataset is {dataset}: take mnist or digits, which the classifier knows")
+        raise UserError(
+            f"dataset is {dataset}: it must be mnist or digits, which the classifier knows"
+        )
     place = pick_device(device)
     result: dict[str, Any] = environment(place)
     folder = output_folder(output_dir, "race")
@@ -121,7 +124,7 @@ def main(
 
 
 def check_network(network: dict[str, Any], data: Images) -> None:
-    """Refuse a network that one of the three cannot have, before the first is trained."""
+    """Raise UserError, before training, for a network that one of the three cannot build."""
     try:
         UNet(data.channels, data.size, **network)
         unet2d(network, data.channels, data.size)
@@ -172,7 +175,7 @@ def draw_levels(draw: Draw, num_samples: int, seed: int) -> tuple[Tensor, float]
 
 def lesson_5(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
     """Its laptop preset. The learning rate falls to zero at the last step, so the number of steps
-    is decided beforehand, from the speed of a few."""
+    is fixed beforehand, from the measured speed of a few steps."""
     flags = {name: value for name, value in preset("laptop").items() if name != "network"}
     flags |= {"dataset": conditions.data.name, "data_dir": conditions.data_dir, "num_samples": 0}
     flags |= {"seed": conditions.seed, "device": str(conditions.device), "num_previews": 16}
@@ -187,7 +190,7 @@ def lesson_5(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
     few, many = NUM_TRIAL_STEPS, 3 * NUM_TRIAL_STEPS
     train("warm_up", few, few)
     seconds_of_few, seconds_of_many = train("few", few, few), train("many", many, many)
-    # Noise must not make the difference negative, and so the number of steps endless.
+    # Noise in the timing must not make the difference negative, or the steps would have no end.
     step = max(seconds_of_many - seconds_of_few, 0.01 * seconds_of_many) / (many - few)
     steps = max(few, round((conditions.seconds - seconds_of_few) / step) + few)
     seconds = train("run", steps, max(500, steps // 10))
@@ -204,8 +207,8 @@ def lesson_5(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
 
 
 def diffusers(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
-    """The loop of its example of unconditional training: AdamW, its average of the weights, warm-up
-    and a cosine schedule, here by the time that has passed."""
+    """The loop of its example of unconditional training: AdamW, its average of the weights,
+    warm-up, and a cosine schedule, here a function of the time that has passed."""
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
@@ -255,7 +258,7 @@ def pipeline_draw(model: Any, conditions: Conditions) -> Draw:
 
 
 def denoising_diffusion(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
-    """Its Trainer, which reads a folder of pictures; without mirrored ones, as these are digits."""
+    """Its Trainer, which reads a folder of pictures. Mirroring is off, as these are digits."""
     if conditions.device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
@@ -314,7 +317,7 @@ RACERS: dict[str, Callable[[Conditions], tuple[Draw, dict[str, Any]]]] = {
 
 
 class Clock:
-    """Called, it returns the fraction of the time that has passed, and shows it on a bar."""
+    """When called, returns the fraction of the time that has passed, and shows it on a bar."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.passed, self.start = seconds, 0.0, time.perf_counter()

@@ -53,5 +53,5 @@ def comparison_lines(title: str, figures: Mapping[str, Any]) -> list[str]:
     lines = ["", title, "", "| | images/s |", "|---|---|"]
     speeds = figures["images_per_second"]
     lines += [f"| {name} | {three_digits(speed)} |" for name, speed in speeds.items()]
-    lines += ["", "| lesson 5 is as many times as fast as | |", "|---|---|"]
+    lines += ["", "| speed of lesson 5 relative to | |", "|---|---|"]
     return lines + [f"| {name} | {ratio:.2f} |" for name, ratio in figures["ratio"].items()]

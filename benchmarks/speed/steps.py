@@ -1,5 +1,5 @@
-"""The seconds of lesson 5's steps, printed as JSON. before.py runs it in the folder of each commit,
-so that it uses only what all commits have.
+"""The seconds of lesson 5's steps, printed as JSON. before.py runs this script in the folder of
+each commit, so it uses only what all these commits have.
 
     python benchmarks/speed/steps.py cpu 10 laptop text paper
 """
@@ -66,7 +66,7 @@ def make_network(name: str, device: torch.device) -> Any:
 
 
 def make_steps(name: str, device: torch.device) -> tuple[Step, Step]:
-    """A training step, and an evaluation of the network as in sampling, as the scripts do it."""
+    """A training step, and an evaluation of the network as in sampling, both as in the scripts."""
     model, B = make_network(name, device), BATCH_SIZE[name]
     process = DDPM(linear_beta(1000)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)

@@ -18,7 +18,7 @@ def median_times(
 ) -> dict[Any, float]:
     """The median seconds of each function.
 
-    Each round calls every function once, so that what slows the machine for a while slows them all.
+    Each round calls every function once, so that a temporary slowdown affects them all.
     The first round is the warm-up and is not counted.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in functions}
@@ -41,12 +41,12 @@ def synchronize() -> None:
 
 
 def best(times: Times, name: str, precision: str | None = None) -> float:
-    """The seconds of a library in its fastest memory format, and precision unless it is given."""
+    """The seconds of a library in its fastest memory format, and fastest precision unless given."""
     return min(s for (n, p, _), s in times.items() if n == name and precision in (None, p))
 
 
 def compare(times: Times, batch_size: int) -> dict[str, Any]:
-    """Images per second, and how many times as fast lesson 5 is, each in its fastest way."""
+    """Images per second, and lesson 5's speed relative to each library, in its fastest format."""
     names = list(dict.fromkeys(name for name, _, _ in times))
     choices: list[str | None] = [*PRECISIONS, None]
     return {

@@ -133,7 +133,7 @@ def test_samples_depend_on_the_seed_and_on_the_guidance(checkpoints, tmp_path):
 
 
 @torch.no_grad()
-def test_sample_n_is_asked_for_the_digit_n_mod_10(checkpoints, tmp_path):
+def test_sample_n_has_the_digit_n_mod_10_as_its_condition(checkpoints, tmp_path):
     file = checkpoints["lesson_05.class_conditional"]
     run(file, tmp_path, "--num_steps", "2")
     plan = SamplePlan(file, PlanOptions(device="cpu", precision="float32", num_steps=2))
@@ -143,15 +143,15 @@ def test_sample_n_is_asked_for_the_digit_n_mod_10(checkpoints, tmp_path):
 
 
 BAD = [
-    ("lesson_05", ("--num_samples", "0"), "num_samples is 0: take at least 65"),
-    ("lesson_05", ("--num_samples", "1"), "num_samples is 1: take at least 65"),
-    ("lesson_05", ("--num_samples", "9000"), "num_samples is 9,000: take at most 1,500"),
+    ("lesson_05", ("--num_samples", "0"), "num_samples is 0: it must be at least 65"),
+    ("lesson_05", ("--num_samples", "1"), "num_samples is 1: it must be at least 65"),
+    ("lesson_05", ("--num_samples", "9000"), "num_samples is 9,000: it must be at most 1,500"),
     ("lesson_05", ("--num_steps", "0"), "num_steps is 0: it must be from 1 to 24"),
     ("lesson_05", ("--num_steps", "25"), "num_steps is 25: it must be from 1 to 24"),
     ("lesson_05", ("--sampler", "ddpm", "--num_steps", "9"), "ddpm takes all 24 steps"),
-    ("lesson_02", (), "cannot be sampled by ddim: take another --sampler"),
+    ("lesson_02", (), "cannot be sampled by ddim: choose another --sampler"),
     ("lesson_05", ("--sampler", "strided"), "cannot be sampled by strided"),
-    ("lesson_05", ("--guidance", "2"), "takes no condition: leave out --guidance"),
+    ("lesson_05", ("--guidance", "2"), "takes no condition: omit --guidance"),
     ("lesson_05.class_conditional", ("--guidance", "-1"), "guidance is -1"),
     ("lesson_05", ("--sampler", "euler"), "sampler"),
     ("lesson_05", ("--num_images", "1"), "num_images is 1: it must be 0, or at least 2"),
@@ -191,7 +191,7 @@ def test_other_files_give_one_line(checkpoints, tmp_path, capsys):
     assert "is no checkpoint" in error(tmp_path / "text.safetensors")
 
 
-def test_kept_samples_are_checked_and_never_overwritten(checkpoints, tmp_path, capsys):
+def test_saved_samples_are_checked_and_never_overwritten(checkpoints, tmp_path, capsys):
     flags = words(checkpoints["lesson_05"], tmp_path, "--num_steps", "2")
     cli.run(evaluate.main, flags)
     file = tmp_path / "samples.npz"

@@ -27,7 +27,7 @@ def test_the_curves_and_the_noise_of_a_lesson_are_drawn(real_mnist, tmp_path):
         assert (tmp_path / f"{command.split()[0]}.png").stat().st_size > 0
 
 
-def test_pictures_come_with_the_sum_of_their_checkpoint(tmp_path, monkeypatch):
+def test_pictures_are_stored_with_the_checksum_of_their_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "run", lambda command, folder: (folder / "a.png").touch())
     source = "lesson_05/pretrained/mnist.safetensors"
     recipe = figures.Recipe("lesson_05.sample_mnist", {"a.png": "b.png"})
@@ -40,4 +40,4 @@ def test_pictures_come_with_the_sum_of_their_checkpoint(tmp_path, monkeypatch):
 
 def test_a_lesson_without_pictures_is_refused(capsys):
     error = error_line(capsys, figures.main, "--lessons", "lesson_07")
-    assert "lesson_07 has no pictures: take some of lesson_02" in error
+    assert "lesson_07 has no pictures: choose from lesson_02" in error

@@ -114,7 +114,7 @@ def test_fid_grows_with_noise_with_blur_and_with_missing_classes(digits, referen
 def test_too_few_samples_for_a_covariance_are_refused():
     x = torch.randn(7, 6, dtype=torch.float64)
     assert math.isfinite(fid(x, x))
-    with pytest.raises(UserError, match="num_samples is 6: take at least 7"):
+    with pytest.raises(UserError, match="num_samples is 6: it must be at least 7"):
         fid(x[:6], x)
 
 
@@ -136,14 +136,14 @@ def test_precision_and_recall_agree_with_loops_over_the_definition():
     assert precision_recall(drawn, real) == expected
 
 
-def test_precision_and_recall_see_what_the_other_misses():
+def test_precision_and_recall_find_different_failures():
     real = torch.randn(60, 5).double()
     assert precision_recall(real, real) == (1, 1)
     assert precision_recall(real + 100, real) == (0, 0)
     two_kinds = torch.cat([real, real + 100])
     assert precision_recall(real, two_kinds) == (1, 0.5)  # one of two kinds is never drawn
     assert precision_recall(two_kinds, real) == (0.5, 1)  # half of the samples are no digits
-    with pytest.raises(UserError, match="3 images: precision and recall take more than 3"):
+    with pytest.raises(UserError, match="3 images: precision and recall need more than 3"):
         precision_recall(real[:3], real)
 
 
@@ -204,9 +204,9 @@ def test_the_metrics_of_real_images_are_means_over_disjoint_sets(reference):
     assert many["fid_500"] is None  # of fewer than 500 images
     assert few["fid_500"] > few["fid"]
     assert reference.real(100) is many  # measured once
-    with pytest.raises(UserError, match="num_samples is 1,501: take at most 1,500"):
+    with pytest.raises(UserError, match="num_samples is 1,501: it must be at most 1,500"):
         reference.real(1501)
-    with pytest.raises(UserError, match="num_samples is 0: take at least 65"):
+    with pytest.raises(UserError, match="num_samples is 0: it must be at least 65"):
         reference.real(0)
 
 

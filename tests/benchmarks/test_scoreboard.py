@@ -35,7 +35,7 @@ def test_the_stored_results_are_of_the_shipped_checkpoints():
 
 @pytest.fixture
 def board(monkeypatch, tmp_path, digits, reference):
-    """The scoreboard on scikit-learn's digits, which stores in a folder of its own."""
+    """The scoreboard on scikit-learn's digits, with a temporary folder for stored results."""
     monkeypatch.setattr(scoreboard, "load_images", lambda *_: digits)
     monkeypatch.setattr(scoreboard, "Reference", lambda *_: reference)
     monkeypatch.setattr(scoreboard, "STORED", tmp_path / "stored")
@@ -56,8 +56,8 @@ def test_rows_are_measured_and_compared_with_the_stored_ones(board, capsys, tmp_
     )
     table = board(*rows)
     out = capsys.readouterr().out
-    assert "nothing is stored to compare it with" in out
-    assert "left out: there is no missing" in out
+    assert "there is no stored result to compare with" in out
+    assert "skipped: there is no missing" in out
     header, _, real, ddim, *rest = table.splitlines()
     assert header.count("|") == real.count("|") == ddim.count("|")
     assert "real training images" in real
@@ -111,4 +111,4 @@ def test_the_readme_has_a_place_for_the_table():
 
 def test_an_unknown_row_is_refused(capsys):
     error = error_line(capsys, scoreboard.main, "--rows", "ddim_11")
-    assert "row ddim_11 is not known: take some of dpm, ddpm" in error
+    assert "row ddim_11 is not known: choose from dpm, ddpm" in error

@@ -1,6 +1,6 @@
 """The shipped checkpoints: small, in half precision, and drawing the stored samples.
 
-python tests/benchmarks/test_shipped.py     # stores them again, after a checkpoint was replaced
+python tests/benchmarks/test_shipped.py     # stores new samples, after a checkpoint was replaced
 """
 
 from pathlib import Path

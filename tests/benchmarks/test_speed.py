@@ -37,7 +37,7 @@ def libraries() -> None:
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
-    """Every preset's network is a small one, and so are the matrices."""
+    """Small networks in place of every preset's, and small matrices."""
     monkeypatch.setattr(bench, "matrix_peak", partial(bench.matrix_peak, size=256))
     for module in (bench, parts):
         monkeypatch.setattr(module, "preset", lambda name: {"network": NETWORK})

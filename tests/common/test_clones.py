@@ -22,7 +22,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(clone: Path, *paths: Path) -> subprocess.CompletedProcess:
-    """Its script with --help; this clone is installed where the tests run."""
+    """Run its script with --help, where this clone is the installed one."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if paths:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))

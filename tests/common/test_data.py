@@ -95,7 +95,7 @@ def mirror(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
-def test_a_silent_mirror_is_given_up_for_the_next(mirror, tmp_path, monkeypatch, capsys):
+def test_an_unresponsive_mirror_is_skipped(mirror, tmp_path, monkeypatch, capsys):
     mirrors = [f"{mirror}/hangs/", f"{mirror}/"]
     monkeypatch.setattr(datasets.MNIST, "mirrors", mirrors)
     images = load_images("mnist", tmp_path)
@@ -112,7 +112,7 @@ def test_a_download_with_another_sum_is_refused(mirror, tmp_path, monkeypatch):
         load_images("mnist", tmp_path)
 
 
-def test_without_network_auto_takes_the_digits_and_mnist_refuses(tmp_path, monkeypatch, capsys):
+def test_without_network_auto_uses_the_digits_and_mnist_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     assert load_images("auto", tmp_path).name == "digits"
     printed = " ".join(capsys.readouterr().out.split())
@@ -131,7 +131,7 @@ def test_data_come_from_the_flag_then_the_variable(folder_of_mnist, tmp_path, mo
     assert len(load_images("auto").train) == 12
 
 
-def test_archives_that_lie_there_are_unpacked_without_a_network(mirror, tmp_path, monkeypatch):
+def test_existing_archives_are_unpacked_without_a_network(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

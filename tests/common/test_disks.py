@@ -1,4 +1,4 @@
-"""Disks that are full, gone or read-only end a run in one line, and spare what was saved."""
+"""A full, missing or read-only disk ends a run with one line, and saved files stay intact."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from common.errors import UserError
 
 
 def stopped_by(folder: Path, harm: Callable[[Path], None]) -> str:
-    """The line that a run ends with whose folder is harmed in its second step."""
+    """The error line of a run whose folder is damaged in its second step."""
 
     def harm_at_2(step: int) -> None:
         if step == 2:
@@ -24,7 +24,7 @@ def stopped_by(folder: Path, harm: Callable[[Path], None]) -> str:
     return str(stopped.value)
 
 
-def test_a_quota_in_the_middle_of_a_save(tmp_path):
+def test_a_quota_exceeded_while_saving(tmp_path):
     resource = pytest.importorskip("resource", reason="no quotas here")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -25,7 +25,7 @@ needs_gloo = pytest.mark.skipif(
 
 
 @needs_gloo
-def test_two_processes_do_what_one_does_and_survive_a_kill(tmp_path):
+def test_two_processes_train_as_one_does_and_survive_a_kill(tmp_path):
     """Gradients and training equal those of one process; both hold the same; only one writes.
 
     If one is killed the other stops with one line, and the restart ends with the weights, bit for
@@ -54,7 +54,9 @@ def test_two_processes_do_what_one_does_and_survive_a_kill(tmp_path):
 def test_the_batch_must_be_a_multiple_of_the_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     options = TrainingOptions(output_dir=str(tmp_path), dataset="digits", batch_size=8)
-    with pytest.raises(ValueError, match="batch_size is 8: it must be a multiple of 3, the number of proc"):
+    with pytest.raises(
+        ValueError, match="batch_size is 8: it must be a multiple of 3, the number of proc"
+    ):
         Run("lesson_05", options).load_data()
 
 

@@ -18,11 +18,11 @@ from common.errors import UserError, check_above, check_at_least, one_line
 
 
 class Killed(BaseException):
-    """Stands for a kill: no handler of exceptions sees it."""
+    """Simulates a kill: no exception handler catches it."""
 
 
 def killing(function: Callable, moment: int) -> Callable:
-    """The function, replaced by a kill in its call number `moment`, counted from 0."""
+    """The function, but its call number `moment`, counted from 0, is a kill."""
     calls = iter(range(9))
 
     def called(*arguments: object) -> object:
@@ -62,7 +62,8 @@ def test_a_write_that_is_cut_off_leaves_the_old_file_or_the_new_one(
 
 def test_only_unfinished_files_of_that_name_are_removed(tmp_path):
     for name in (".metrics.csv.12.part", ".notes.txt.12.part", "metrics.csv", ".part"):
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
+    (tmp_path / ".metrics.csv.12.part" / "metrics.csv").touch()
     files.remove_unfinished(tmp_path, "metrics.csv")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {".notes.txt.12.part", "metrics.csv", ".part"}
@@ -117,7 +118,7 @@ def test_output_goes_to_the_lesson_unless_a_folder_is_given(tmp_path, monkeypatc
         files.output_folder("~nosuchuser/x", "lesson_05")
 
 
-def test_a_folder_is_made_and_tried(tmp_path, monkeypatch):
+def test_a_folder_is_made_and_checked(tmp_path, monkeypatch):
     files.make_folder(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").touch()
@@ -127,13 +128,13 @@ def test_a_folder_is_made_and_tried(tmp_path, monkeypatch):
     def read_only(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", read_only)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): name another"):
         files.make_folder(tmp_path / "a")
 
 
 def test_one_folder_has_one_lock(tmp_path):
-    """Also for another process; and one that was killed holds nothing."""
+    """Also across processes; a process that was killed holds no lock."""
     lock = files.lock_folder(tmp_path)
     with pytest.raises(UserError, match="another run is writing into"):
         files.lock_folder(tmp_path)
@@ -204,7 +205,7 @@ def test_a_log_that_is_missing_stays_missing(tmp_path):
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "\x1b[31m"])
-def test_a_checksum_that_is_none_is_refused(sha256):
+def test_an_invalid_checksum_is_refused(sha256):
     with pytest.raises(UserError, match="64 hexadecimal digits"):
         files.check_sha256(sha256)
 

@@ -1,4 +1,4 @@
-"""Hostile files are refused in one line, soon, and run nothing. `make stress` tries many more."""
+"""Hostile files are refused in one line, quickly, and execute nothing. `make stress` tries more."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hostile_files import YAMLS
 from common import checkpoint
 
 
-def test_what_is_changed_below_is_valid_before(tmp_path):
+def test_the_unchanged_files_are_valid(tmp_path):
     path = tmp_path / "file"
     for good, read in [
         (GOOD_FILE, hostile_checkpoints.read_checkpoint),
@@ -32,7 +32,7 @@ def test_what_is_changed_below_is_valid_before(tmp_path):
 @pytest.mark.parametrize("kind", ["checkpoints", "training", "resumed", "IDX", "YAML", "PNG"])
 def test_changed_files(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = stress.answers(*stress.kinds(tmp_path)[kind], count=40, seed=0)
+    lines = stress.read_all(*stress.kinds(tmp_path)[kind], count=40, seed=0)
     assert len(lines) >= 40
     assert any(lines)
     assert not (tmp_path / "evil-was-here").exists()
@@ -55,7 +55,7 @@ CLAIMS: dict[str, tuple[str | None, str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_a_config_that_claims_what_memory_cannot_hold(name, tmp_path):
+def test_a_config_too_large_for_memory(name, tmp_path):
     group, key, value, reason = CLAIMS[name]
     values = values_of(GOOD)
     (values["config"][group] if group else values["config"])[key] = value
@@ -79,11 +79,11 @@ def test_values_that_are_nested_too_deep(depth, tmp_path):
         (tmp_path / "file").write_bytes(as_file(text, GOOD.tensors))
         line = hostile_checkpoints.read_training(tmp_path / "file")
         assert line is not None
-        assert "is damaged" in line or "training.counts is" in line
+        assert "is damaged" in line or "training.counts" in line
 
 
 @pytest.mark.parametrize("number", range(len(YAMLS)))
-def test_presets_that_are_none(number, tmp_path):
+def test_files_that_are_not_presets(number, tmp_path):
     (tmp_path / "file.yaml").write_bytes(YAMLS[number])
     line = hostile_files.read_preset(tmp_path / "file.yaml")
     assert line is not None or YAMLS[number] == b""
@@ -91,7 +91,7 @@ def test_presets_that_are_none(number, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("name", ["pipe", "zero"])
-def test_files_without_an_end(name, tmp_path, monkeypatch):
+def test_endless_files(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     path = tmp_path / name
     os.mkfifo(path) if name == "pipe" else path.symlink_to("/dev/zero")

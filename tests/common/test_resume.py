@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed and resumed end as if they had not been."""
+"""Runs that are stopped or killed and then resumed end like undisturbed ones."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ def test_rows_after_the_checkpoint_are_dropped_and_written_anew(tmp_path):
     assert metrics(parts) == metrics(tmp_path / "whole")
 
 
-def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
+def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     result = stress.kills(2, tmp_path, seed=1, steps=8)
     assert result["kills"] >= 2
 
@@ -108,7 +108,7 @@ def test_auto_starts_a_run_or_resumes_it(tmp_path, capsys):
     assert [row["step"] for row in metrics(tmp_path / "killed")] == ["3"]
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_unharmed(trained, capsys):
+def test_a_folder_that_holds_a_run_is_refused_and_unchanged(trained, capsys):
     names = sorted(trained.iterdir())
     with pytest.raises(UserError, match=r"holds a run already: --resume goes on with it"):
         train(trained)
@@ -140,7 +140,7 @@ def test_resume_takes_another_learning_rate(tmp_path):
     assert [float(row["learning_rate"]) for row in metrics(tmp_path)] == [0.01, 0.01, 0.001]
 
 
-def test_steps_on_the_command_line_beat_the_epochs_of_the_run(tmp_path):
+def test_steps_on_the_command_line_override_the_epochs_of_the_run(tmp_path):
     train(tmp_path, FAST, num_epochs=1, batch_size=750, num_samples=0)
     words = ["--resume", "--num_training_steps", "3", "--output_dir", str(tmp_path)]
     cli.run(train_mnist.main, words, presets=True, network=UNet)
@@ -156,7 +156,7 @@ def test_resume_with_another_network_is_one_line(tmp_path, capsys):
 
 
 def test_an_optimiser_state_keeps_the_layout_of_its_parameter(tmp_path):
-    """Fused Adam pairs elements by address: another layout would train wrongly without a word."""
+    """Fused Adam pairs elements by address: with another layout it would silently train wrongly."""
     layouts = []
 
     class Watched(torch.optim.Adam):

@@ -82,7 +82,7 @@ def test_the_variance_can_be_chosen_when_sampling(trained):
     assert sample_mnist.load(file)[0].log_var[5] == beta.log_var[5] > tilde.log_var[5]
 
 
-def test_random_numbers_go_on_after_a_fork():
+def test_random_numbers_continue_after_a_fork():
     torch.manual_seed(3)
     states = random_states(CPU)
     with forked_rng(CPU, seed=5):
@@ -94,14 +94,14 @@ def test_random_numbers_go_on_after_a_fork():
     assert same(random_states(CPU), states)
 
 
-def test_precision_is_what_was_asked_for():
+def test_precision_follows_the_option():
     with autocast(CPU, "bfloat16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with autocast(CPU, "float32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_pictures_leave_matplotlib_to_the_reader(tmp_path):
+def test_pictures_do_not_change_matplotlibs_global_state(tmp_path):
     import matplotlib
     from matplotlib import pyplot
 
@@ -121,9 +121,9 @@ def test_columns_of_the_log_become_curves(tmp_path):
 
 
 def test_a_step_reuses_the_memory_of_the_one_before():
-    """Otherwise each of these 400 MB would come page by page from the system: 100,000 faults."""
+    """Otherwise the system would provide these 400 MB page by page: 100,000 page faults."""
     if platform.libc_ver()[0] != "glibc":
-        pytest.skip("glibc alone is told to keep memory")
+        pytest.skip("only glibc can be configured to reuse memory")
     code = """
 import resource, torch
 from common.device import pick_device

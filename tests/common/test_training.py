@@ -26,7 +26,7 @@ def fast_train(folder: Path, **changes: object) -> Path:
     return train(folder, FAST, **{"num_samples": 0, **changes})
 
 
-def test_a_run_leaves_its_files(trained):
+def test_a_run_writes_its_files(trained):
     names = {path.name for path in trained.iterdir()}
     pictures = {"samples.png", "reverse.png", "reverse.gif", "forward.png", "losses.png"}
     assert {"metrics.csv", "log.txt", "checkpoint_000004.safetensors"} <= names
@@ -101,7 +101,7 @@ def test_the_last_line_is_a_command_for_the_current_folder(
     assert Path(script).is_file()
 
 
-def test_images_per_second_leave_evaluation_out(tmp_path, monkeypatch):
+def test_images_per_second_exclude_evaluation(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("common.training.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -177,7 +177,7 @@ def test_a_missing_compiler_is_one_line(tmp_path):
 def break_losses(
     monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], gradient: bool = False
 ) -> None:
-    """Make these calls of the loss, or only their gradients, not finite."""
+    """Make the results of these calls of the loss, or only their gradients, not finite."""
     loss, calls = DDPM.loss, iter(range(1, 99))
 
     def failing(self, model, x0, t, eps):
@@ -242,7 +242,7 @@ def test_max_bad_steps_are_skipped_and_counted(tmp_path, monkeypatch, capsys, gr
     assert content.training["num_bad_steps"] == 2
     monkeypatch.undo()
     break_losses(monkeypatch, {1})
-    with pytest.raises(UserError, match="became"):  # the two still count
+    with pytest.raises(UserError, match="became"):  # the two skipped steps still count
         fast_train(tmp_path, num_training_steps=5, max_bad_steps=2, resume="latest")
 
 

@@ -32,7 +32,8 @@ def test_the_loop_begins_early(name):
 
 
 def test_scripts_share_no_more_than_the_loop():
-    """Lines that are the same in all five scripts with a loop, and in any two lessons' scripts."""
+    """Lines that all five scripts with a loop share, and lines that any two lessons' scripts
+    share."""
     everywhere = set.intersection(*(statements(name) for name in (*LESSONS, *CONDITIONAL)))
     assert len(everywhere) <= 24, sorted(everywhere)
     for one, other in combinations(LESSONS, 2):

@@ -1,4 +1,4 @@
-"""Where two lessons say the same, they compute the same."""
+"""Where two lessons share an equation, they compute the same."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def images(*shape: int) -> Tensor:
 
 
 def network(xt: Tensor, t: Tensor) -> Tensor:
-    """Some estimate of the noise that depends on all that it is told."""
+    """An arbitrary estimate of the noise that depends on both inputs."""
     return torch.sin(3 * xt) + (t / T).view(-1, 1, 1, 1)
 
 
@@ -126,8 +126,9 @@ def test_lessons_2_and_5_have_the_same_process_and_gaussians():
     agree(dpm.kl(dpm.Gaussian(*p), dpm.Gaussian(*q)), ddpm.kl(ddpm.Gaussian(*p), ddpm.Gaussian(*q)))
 
 
-def test_what_lesson_2_answers_is_lesson_5_s_step():
-    """What the noise is to lesson 5, some (μ, b) is to lesson 2: the same step back."""
+def test_lessons_2_and_5_have_the_same_reverse_steps():
+    """For each estimated noise of lesson 5 there is a (μ, b) of lesson 2 with the same reverse
+    step."""
     beta = dpm.erasing_beta(T)
     old, new = dpm.DPM(beta), ddpm.DDPM(beta, "beta_tilde")
     t = TIMES[1:]
@@ -161,7 +162,7 @@ def test_upsampling_is_each_pixel_four_times_then_a_convolution(unet, size):
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_attention_to_pixels_and_to_tokens_is_the_one_of_torch(heads):
+def test_attention_to_pixels_and_to_tokens_equals_that_of_torch(heads):
     layer = unet_5.SelfAttention(12, heads, 2)
     nn.init.normal_(layer.out.weight)
     h = torch.randn(2, 12, 4, 4)

@@ -70,7 +70,7 @@ def test_strata_cover_all_of_2_to_T(T, parts):
     if T == 1000 and parts:
         assert lengths[-1] > 100 > lengths[0] == 1
     for bad in (0, T):
-        with pytest.raises(UserError, match=f"{bad} terms"):
+        with pytest.raises(UserError, match=f"{bad} strata"):
             strata(T, bad)
 
 

@@ -26,7 +26,7 @@ def test_output_of_a_new_network_is_zero_and_all_parameters_have_gradients(chann
     assert untrained == []
 
 
-def test_the_time_enters_by_the_bumps_alone():
+def test_the_time_enters_only_through_the_bumps():
     network = ConvDense(1, 28, 1000, **NETWORK)
     torch.nn.init.normal_(network.readouts[-1].weight)
     xt = torch.randn(1, 1, 28, 28)
@@ -37,7 +37,7 @@ def test_the_time_enters_by_the_bumps_alone():
     assert rank >= 9
 
 
-def test_each_coefficient_is_mixed_by_its_bump():
+def test_each_coefficient_is_weighted_by_its_bump():
     network = ConvDense(2, 28, 40, **NETWORK)
     bias = torch.randn(4, 10)
     network.readouts[-1].bias.data.copy_(bias.flatten())
@@ -71,7 +71,7 @@ def test_scales_are_pooled_convolved_enlarged_and_added():
     ("change", "words"),
     [
         ({"num_conv_layers": 0, "num_dense_layers": 0}, "no layers"),
-        ({"num_scales": 4}, "cannot be halved 3 times"),
+        ({"num_scales": 4}, "num_scales is 4"),
         ({"num_scales": 0}, "num_scales is 0"),
         ({"kernel_size": 4}, "kernel_size is 4"),
         ({"conv_channels": 0}, "conv_channels is 0"),

@@ -34,7 +34,7 @@ def test_parzen_window_does_not_depend_on_the_size_of_the_parts(monkeypatch):
 
 
 def test_the_bandwidth_is_chosen_on_the_validation_images():
-    """Of Gaussian images around one sample the best bandwidth is their standard deviation."""
+    """For Gaussian images around one sample, the best bandwidth is their standard deviation."""
     samples = torch.full((1, 1, 5, 5), 128, dtype=torch.uint8)
     spread = (128 + 25.5 * torch.randn(300, 1, 5, 5)).round().to(torch.uint8)
     wide = (128 + 51 * torch.randn(300, 1, 5, 5)).clamp(0, 255).round().to(torch.uint8)

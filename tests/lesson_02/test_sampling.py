@@ -34,7 +34,7 @@ def test_sampler_follows_the_exact_recursion(monkeypatch):
     assert [t for t, _ in steps] == list(range(299, 0, -1))
     scripted(monkeypatch, noise[1:])
     assert torch.equal(process.sample(oracle, noise[0].view(250, 1, 2, 2)), samples)
-    # The samples are X1, but for what remains of the data at T.
+    # The samples are distributed as X1, up to what remains of the data at T.
     mean_1, var_1 = oracle.moments(1)
     assert mean == pytest.approx(mean_1, abs=0.03)
     assert var == pytest.approx(var_1, rel=0.01)
@@ -98,7 +98,7 @@ def test_constant_evidence_counts_about_twice():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_inpainting_leaves_the_known_pixels_alone(channels):
+def test_inpainting_leaves_the_known_pixels_unchanged(channels):
     process = DPM(erasing_beta(30))
     network = ConvDense(channels, 28, 30, **NETWORK)
     torch.nn.init.normal_(network.readouts[-1].weight, std=0.3)
@@ -114,7 +114,7 @@ def test_inpainting_leaves_the_known_pixels_alone(channels):
 
 
 def test_missing_pixels_are_drawn_from_the_model():
-    """Of independent pixels one tells nothing about the other; nor does y where it is missing."""
+    """The pixels are independent: neither a known pixel nor y at a missing pixel has an effect."""
     process = DPM(erasing_beta(100))
     oracle = GaussianOracle(process, 0.5, 0.7)
     y = torch.full((2000, 1, 1, 2), 9.0)

@@ -62,7 +62,7 @@ def test_inpainting_and_denoising_pictures(tiny, tmp_path, capsys):
 
 @pytest.fixture
 def wrong(tmp_path: Path) -> Path:
-    """A folder of files that no script takes."""
+    """A folder of files that no script accepts."""
     for name, size in {"small": (27, 28), "known": (28, 28), "unknown": (28, 28)}.items():
         Image.new("L", size, 255 * (name != "known")).save(tmp_path / f"{name}.png")
     (tmp_path / "text.png").write_text("no picture")
@@ -76,9 +76,9 @@ def wrong(tmp_path: Path) -> Path:
         ("--num_samples 0", "num_samples is 0"),
         ("--num_draws 0", "num_draws is 0"),
         ("--denoise -0.5", "denoise is -0.5: it must be at least 0"),
-        ("--denoise .nan", "denoise is nan"),
-        ("--denoise 1 --inpaint left", "one at a time"),
-        ("--inpaint right", "take left, top or a PNG"),
+        ("--denoise .nan", "denoise is .nan"),
+        ("--denoise 1 --inpaint left", "exclude each other"),
+        ("--inpaint right", "give left, top or a PNG"),
         ("--inpaint text.png", "text.png cannot be read"),
         ("--inpaint small.png", "is 27x28: it must have"),
         ("--inpaint known.png", "everything of the image known"),
@@ -95,9 +95,9 @@ def test_bad_flags_of_the_sampler_give_one_line(flags, message, tiny, wrong, mon
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--bandwidths 0.1 -1", "take one or more above 0"),
+        ("--bandwidths 0.1 -1", "one or more numbers above 0"),
         ("--num_samples 0", "num_samples is 0"),
-        ("--num_validation 1500 --num_samples 1", "take fewer"),
+        ("--num_validation 1500 --num_samples 1", "use fewer"),
         ("--samples none.npz", "none.npz cannot be read"),
         ("--samples wrong.npz", "it must be uint8 (N, 1, 28, 28)"),
     ],
@@ -114,7 +114,7 @@ def test_bad_flags_of_the_parzen_script_give_one_line(
     ("flags", "message"),
     [
         ("--num_timesteps 1", "num_timesteps is 1"),
-        ("--num_strata 0", "0 terms"),
+        ("--num_strata 0", "0 strata"),
         ("--num_bound_images 1", "num_bound_images is 1"),
         ("--learning_rate 0", "learning_rate is 0"),
         ("--network.kernel_size 2", "kernel_size is 2"),
@@ -202,7 +202,7 @@ def test_the_readme_shows_the_gap_of_the_posterior():
 
 
 def test_the_shipped_network_has_the_bound_that_the_readme_claims(real_mnist):
-    """On its first test images, from some of the terms."""
+    """Estimated on a few test images from some of the terms."""
     process, network, content = sample_mnist.load(sample_mnist.SHIPPED)
     x0 = sample_mnist.scaler_of(content).encode(from_uint8(real_mnist.test[:16]))
     gain = k_minus_null(process.bits_per_dim(network, x0, 24).total, channels=1)

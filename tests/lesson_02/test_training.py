@@ -25,7 +25,7 @@ from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 
 
-def test_a_run_leaves_its_files_and_both_bounds(tiny):
+def test_a_run_writes_its_files_and_both_bounds(tiny):
     names = {path.name for path in tiny.parent.iterdir()}
     assert {"samples.png", "reverse.gif", "forward.png", "bound.png", "samples_000004.png"} <= names
     [row] = metrics(tiny.parent)
@@ -43,7 +43,7 @@ def test_a_run_leaves_its_files_and_both_bounds(tiny):
 
 
 def test_training_raises_the_bound(tmp_path):
-    """From 0, that of the forward process. Previews show the averaged network."""
+    """It starts at 0, the bound of the forward process. Previews show the averaged network."""
     settings = {"num_training_steps": 150, "batch_size": 32, "log_every": 150, "num_samples": 0}
     train(tmp_path, **settings, learning_rate=3e-3, ema_decay=0.9, checkpoint_every=150)
     [row] = metrics(tmp_path)
@@ -107,7 +107,7 @@ def test_a_loaded_network_is_the_average_with_the_scale_of_its_data(tiny):
     assert content.image_shape == (1, 28, 28)
 
 
-def test_dequantisation_can_be_left_out(tmp_path, monkeypatch):
+def test_dequantisation_can_be_turned_off(tmp_path, monkeypatch):
     """With batches of one image."""
     flags = []
     encode = Scaler.encode
@@ -146,7 +146,7 @@ def test_presets_are_complete():
     not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo"
 )
 def test_two_processes_train_learned_rates_as_one_does(tmp_path):
-    """The gradients of the rates, too, are averaged, though they are used outside the network."""
+    """The gradients of the rates are also averaged, though they are used outside the network."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc-per-node", "2", str(ROOT / "tests" / "torchrun_worker_02.py")]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "RANK"))}

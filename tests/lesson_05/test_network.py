@@ -51,7 +51,7 @@ def test_network_equals_the_published_one_layer_for_layer():
             state[name] = torch.cat([weights.pop(part) for part in parts])
         else:
             state[name] = weights.pop(diffusers_name(name))
-    assert not weights  # none of theirs is left over
+    assert not weights  # all of theirs were used
     ours.load_state_dict(state)
     xt = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_new_network_predicts_zero_and_every_weight_learns():
     network = UNet(1, 28, **NETWORK)
     t = torch.tensor([3, 4])
     assert (network(torch.randn(2, 1, 28, 28), t) == 0).all()
-    for _ in range(4):  # zero layers change one a step, from the last one inwards
+    for _ in range(4):  # layers that start at zero begin to learn one by one, from the last
         loss = (network(torch.randn(2, 1, 28, 28), t) - 1).square().mean()
         network.zero_grad()
         loss.backward()

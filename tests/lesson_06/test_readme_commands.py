@@ -27,7 +27,7 @@ PICTURE = {
 
 
 def commands() -> list[tuple[str, str, bool]]:
-    """Folder and line of every command in the READMEs; whether it is the first of its script."""
+    """The folder and line of every command in the READMEs, and whether it is its script's first."""
     result: list[tuple[str, str, bool]] = []
     for folder in READMES:
         text = (ROOT / folder / "README.md").read_text()

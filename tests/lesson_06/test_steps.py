@@ -41,7 +41,7 @@ def test_the_times_are_those_of_the_authors_code():
     for S in (10, 20, 50, 100):
         authors = (np.linspace(0, np.sqrt(1000 * 0.8), S) ** 2).astype(int) + 1
         ours = ddim_timesteps(1000, S, "quadratic")
-        first = 0 if S < 50 else 15  # before it theirs repeats times, and ours moves them up
+        first = 0 if S < 50 else 15  # before it theirs has repeated times, which ours moves up
         assert ours[first:] == authors[first:].tolist()
         assert all(0 <= our - their <= 8 for our, their in zip(ours, authors, strict=True))
     with pytest.raises(UserError, match="spacing 'linear' is not known"):
@@ -86,7 +86,7 @@ def test_the_network_is_evaluated_at_these_times_and_the_last_step_gives_x0_hat(
     torch.testing.assert_close(x0, x0_hat)
 
 
-def test_the_predicted_variance_of_a_network_is_left_out():
+def test_the_predicted_variance_of_a_network_is_ignored():
     xt = torch.randn(2, 3, 4, 4)
     eps_hat = predict_noise(lambda xt, t: torch.cat([2 * xt, t.view(-1, 1, 1, 1) + xt], 1), xt, 7)
     assert torch.equal(eps_hat, 2 * xt)

@@ -1,4 +1,4 @@
-"""Lesson 9's ablation: its presets, its table, and the distance that judges samples."""
+"""Lesson 9's ablation: its presets, its table, and the distance of samples."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def words(tmp_path: Path) -> list[str]:
     return [*words, "--output_dir", str(tmp_path / "out")]
 
 
-def test_ablation_writes_a_table_and_goes_on_where_it_stopped(words, tmp_path, monkeypatch, capsys):
+def test_ablation_writes_a_table_and_resumes_where_it_stopped(words, tmp_path, monkeypatch, capsys):
     resumed: list[bool] = []  # one for each training run
     run = cli.run
 
@@ -77,7 +77,7 @@ def test_ablation_writes_a_table_and_goes_on_where_it_stopped(words, tmp_path, m
     assert all(row.count("±") == 3 for row in rows[1:])
     assert "3 in 4 steps, 5 in 2 steps" in table
     assert resumed == [False, False]
-    # The second row, as if stopped half-way, is resumed. The first is not trained again.
+    # The second row, made to look interrupted, is resumed. The first is not trained again.
     out = tmp_path / "out" / "cosine_vlb_loss_aware"
     (out / "checkpoint_000004.safetensors").unlink()
     (out / "result.json").unlink()
@@ -94,7 +94,7 @@ def test_a_row_without_a_preset_is_refused(capsys):
 def test_kernel_distance_is_unbiased():
     y = torch.randn(60, 3).double()
     values = [quality.kernel_distance(torch.randn(6, 3).double(), y)[0] for _ in range(300)]
-    # The mean is off by what the draw of y leaves, not by the bias that terms i = j would add.
+    # The mean differs from 0 since y is one fixed draw; the terms i = j would add a larger bias.
     assert abs(sum(values) / 300) < 0.3
     far, error = quality.kernel_distance(torch.randn(200, 3).double() + 1, y)
     assert far > 5 * error > 0
@@ -114,7 +114,7 @@ def test_kernel_distance_equals_the_sums_written_out():
     assert quality.kernel_distance(x, y)[0] == pytest.approx(expected)
 
 
-def test_the_judge_tells_real_images_from_noisy_ones():
+def test_the_distance_separates_real_images_from_noisy_ones():
     data = load_images("digits")
     judge = ablation.Judge(data, 60, torch.device("cpu"))
     real, error = judge.floor()

@@ -55,7 +55,7 @@ def test_network_equals_the_official_one_layer_for_layer():
             state[name] = torch.stack(heads, 1).flatten(0, 2)  # ours: each head's q, k and v
         else:
             state[name] = weights.pop(diffusers_name(name))
-    assert not weights  # none of theirs is left over
+    assert not weights  # all of theirs were used
     ours.load_state_dict(state)
     xt = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_padding_is_zero_around_the_image():
 def test_every_weight_learns(scale_shift_norm):
     network = UNet(1, 28, True, scale_shift_norm=scale_shift_norm, **NETWORK)
     t = torch.tensor([3, 4])
-    for _ in range(4):  # zero layers change one a step, from the last one inwards
+    for _ in range(4):  # layers that start at zero begin to learn one by one, from the last
         loss = (network(torch.randn(2, 1, 28, 28), t) - 1).square().mean()
         network.zero_grad()
         loss.backward()

@@ -251,7 +251,7 @@ class MixtureNetwork:
     def __init__(self, process: ImprovedDDPM) -> None:
         self.bar = process.alpha_bar
         self.beta, self.tilde, self.coef = exact_variances(process)
-        self.times: set[int] = set()  # that it got
+        self.times: set[int] = set()  # at which it was evaluated
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         time = int(t[0])

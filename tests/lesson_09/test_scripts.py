@@ -90,7 +90,7 @@ def test_resume_with_the_loss_aware_sampler_is_bit_exact(tmp_path, monkeypatch):
     tensors = checkpoint.load(parts / "checkpoint_000010.safetensors").tensors
     sampler = LossAwareTimesteps(4)
     sampler.load_state_dict({name: tensors[f"timesteps.{name}"] for name in ("terms", "seen")})
-    assert sampler.weights().max() > 1.5 * sampler.weights().min()  # there is a state to lose
+    assert sampler.weights().max() > 1.5 * sampler.weights().min()  # the state matters
     train(parts, **settings, resume="latest")
     last = "checkpoint_000020.safetensors"
     one, other = (checkpoint.load(folder / last) for folder in (whole, parts))
@@ -122,7 +122,7 @@ def test_samples_in_few_steps_and_with_each_variance(hybrid, fixed, tmp_path, ca
 def test_bad_input_is_refused_in_one_line(hybrid, fixed, tmp_path, capsys):
     words = ["--output_dir", tmp_path / "out", "--device", "cpu", "--model_checkpoint"]
     for script, extra, message in [
-        (sample_mnist, [hybrid, "--num_steps", "0"], "num_steps is 0: take 1 to 60"),
+        (sample_mnist, [hybrid, "--num_steps", "0"], "num_steps is 0: it must be from 1 to 60"),
         (sample_mnist, [hybrid, "--num_steps", "61"], "num_steps is 61"),
         (sample_mnist, [hybrid, "--num_samples", "0"], "num_samples is 0"),
         (sample_mnist, [fixed, "--variance", "learned"], "trained without learned variance"),

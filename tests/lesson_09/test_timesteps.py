@@ -12,7 +12,7 @@ from lesson_09.timesteps import LossAwareTimesteps, UniformTimesteps, named_samp
 
 
 def filled(terms: Tensor) -> LossAwareTimesteps:
-    """A sampler that has seen the term of every t ten times."""
+    """A sampler in which the term of every t was recorded ten times."""
     sampler = LossAwareTimesteps(len(terms))
     for _ in range(10):
         sampler.update(torch.arange(1, len(terms) + 1), terms)
@@ -85,6 +85,6 @@ def test_uniform_sampler_has_the_same_methods_and_no_state():
     assert weight.dtype == torch.float32
     assert torch.allclose(sampler.weights(), torch.full((50,), 0.02))
     assert not sampler.state_dict()
-    assert sampler.to("meta").sample(3)[0].device.type == "meta"  # t is drawn where the sampler is
+    assert sampler.to("meta").sample(3)[0].device.type == "meta"  # on the sampler's device
     with pytest.raises(UserError, match="uniform or loss_aware"):
         named_sampler("greedy", 50)

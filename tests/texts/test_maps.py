@@ -1,4 +1,4 @@
-"""The READMEs' equation maps say what the code says, and their links go where they say."""
+"""The READMEs' equation maps agree with the code, and their links lead to the right lines."""
 
 import ast
 
@@ -6,7 +6,7 @@ import maps
 import pytest
 from maps import ROOT
 
-MEND = "run `python -m tests.maps --fix` in the root, then look at what is left"
+MEND = "run `python -m tests.maps --fix` in the root, then correct the rest by hand"
 LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_*/README.md"))
 
 

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and lie here as they ran: with their pictures."""
+"""The notebooks run from top to bottom, and are stored with their outputs."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ def code(notebook: Path) -> list[dict]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
 def test_notebook_runs(notebook, monkeypatch, capsys):
-    """Cell after cell, a few steps of everything."""
+    """All cells in order, with a few steps of everything."""
     monkeypatch.setenv("DIFFUSION_TINY", "1")
     monkeypatch.chdir(notebook.parent)
     names: dict[str, object] = {"__name__": "__main__"}
@@ -44,11 +44,11 @@ def test_a_notebook_runs_in_a_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
-def test_notebook_lies_here_as_it_ran(notebook):
+def test_notebook_is_stored_with_its_outputs(notebook):
     cells = code(notebook)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert os.path.getsize(notebook) < 700_000
-    assert "/tmp/" not in notebook.read_text(encoding="utf-8"), "a path of the machine it ran on"
+    assert "/tmp/" not in notebook.read_text(encoding="utf-8"), "a path of the machine that ran it"
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
     assert not [output for output in outputs if output["output_type"] == "error"]
@@ -57,7 +57,7 @@ def test_notebook_lies_here_as_it_ran(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
 def test_notebook_calls_the_lesson_and_does_not_rewrite_it(notebook):
-    """It defines no class, and no function of a name that the lesson has."""
+    """It defines no classes, and no functions whose names the lesson uses."""
     lesson = {
         name.rpartition(".")[2]
         for path in notebook.parent.glob("*.py")

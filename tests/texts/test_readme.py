@@ -1,5 +1,5 @@
-"""What the READMEs promise: commands that run, links and pictures that are there, mathematics that
-survives Markdown."""
+"""The READMEs' promises: commands that run, links and pictures that exist, formulas that GitHub can
+render, and numbers that were measured."""
 
 import json
 import os
@@ -37,7 +37,8 @@ TINY = {
 
 
 def commands(readme: Path) -> list[str]:
-    """Its command lines: in bash blocks, and indented ones that begin with python or make."""
+    """The command lines of a README: in bash blocks, or indented and starting with python or
+    make."""
     text = readme.read_text()
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     indented = "\n".join(re.findall(r"^    ((?:python|make) .*)$", text, re.MULTILINE))
@@ -46,7 +47,7 @@ def commands(readme: Path) -> list[str]:
 
 
 def scripts(readme: Path) -> list[str]:
-    """Those of its command lines that run a script."""
+    """The command lines of a README that run a script."""
     return [line for line in commands(readme) if re.match(r"python \S+\.py\b", line)]
 
 
@@ -74,7 +75,7 @@ def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monke
     """In its folder; the first in a process of its own, as a user would run it."""
     words = shlex.split(line)[1:]
     folder = readme.parent if (readme.parent / words[0]).exists() else ROOT / "lesson_05"
-    if "--dataset" in words:  # only digits are at hand everywhere
+    if "--dataset" in words:  # the only data that need no download
         words[words.index("--dataset") + 1] = "digits"
     if "--model_checkpoint" in words:
         words[words.index("--model_checkpoint") + 1] = str(
@@ -105,7 +106,7 @@ def test_checks_of_the_exercises_run(readme, capsys):
             _, _, code, *rest = shlex.split(line)
             assert not rest, line
             exec(compile(code, line, "exec"), {"__name__": "__main__"})
-            assert capsys.readouterr().out.strip(), f"says nothing: {line}"
+            assert capsys.readouterr().out.strip(), f"prints nothing: {line}"
 
 
 def test_python_of_the_readme_runs(monkeypatch, capsys):
@@ -152,13 +153,11 @@ def test_a_mistake_on_the_real_command_line_is_one_line_and_exit_code_2(tmp_path
         timeout=120,
     )
     assert result.returncode == 2
-    assert result.stderr.strip() == (
-        "error: batch_size is 0: it must be at least 1"
-    )
+    assert result.stderr.strip() == ("error: batch_size is 0: it must be at least 1")
 
 
 @pytest.mark.parametrize("readme", READMES, ids=NAMES)
-def test_links_and_tests_named_exist(readme):
+def test_linked_files_and_named_tests_exist(readme):
     text = readme.read_text()
     links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text)
     links += [(source, "") for source in re.findall(r'src="([^"]+)"', text)]
@@ -175,15 +174,15 @@ def test_links_and_tests_named_exist(readme):
 
 
 def anchors(readme: Path) -> list[str]:
-    """What GitHub calls its headings in links."""
+    """The names of its headings in GitHub's links."""
     headings = re.findall(r"^#+ (.*)$", readme.read_text(), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=NAMES)
 def test_mathematics_survives_markdown(readme):
-    """GitHub's Markdown eats a backslash before punctuation in $...$, and may read }_ as emphasis;
-    both are safe in ```math blocks. Some macros it refuses."""
+    """In $...$ GitHub's Markdown drops a backslash before punctuation and may read }_ as emphasis;
+    both are safe in ```math blocks. It refuses some macros."""
     text = readme.read_text()
     assert "operatorname" not in text
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
@@ -197,8 +196,8 @@ def test_mathematics_survives_markdown(readme):
 
 
 def test_figures_of_the_lessons_are_those_of_the_scoreboard():
-    """In the table of lessons, each row with a picture from the scoreboard has that row's FID of
-    500 samples, and its bits/dim."""
+    """In the table of lessons, each row with a picture from the scoreboard has the FID of 500
+    samples and the bits/dim of that row of the scoreboard."""
     results = read_json(scoreboard.STORED / "results.json")
     text = (ROOT / "README.md").read_text().split("## The lessons")[1].split("\n## ")[0]
     rows = [line.split("|")[1:-1] for line in text.splitlines() if "benchmarks/scoreboard/" in line]
@@ -212,7 +211,7 @@ def test_figures_of_the_lessons_are_those_of_the_scoreboard():
         assert row[bits].strip() == measured["bits/dim"], name
 
 
-def test_the_floor_of_the_rows_that_ask_for_digits_is_the_one_that_was_measured():
+def test_the_fid_of_balanced_real_images_in_the_readmes_was_measured():
     results = read_json(scoreboard.STORED / "results.json")
     asked, drawn = (f"{results[row]['real']['fid_500']:.3g}" for row in ("text", "real"))
     text = (ROOT / "benchmarks" / "README.md").read_text()
@@ -224,8 +223,8 @@ def test_the_floor_of_the_rows_that_ask_for_digits_is_the_one_that_was_measured(
     assert floors == {results["text"]["real"]["fid_500"]}
 
 
-def test_what_the_benchmarks_readme_says_was_measured():
-    """Its ratios, its shares and its tables are those of benchmarks/results."""
+def test_the_numbers_in_the_benchmarks_readme_were_measured():
+    """Its ratios, fractions and tables are those of benchmarks/results."""
     folder = ROOT / "benchmarks" / "results"
     bench, laptop, race = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("bench", "laptop", "race")
@@ -261,7 +260,7 @@ def test_what_the_benchmarks_readme_says_was_measured():
 
 @pytest.mark.parametrize("lesson", list(figures.RECIPES))
 def test_pictures_are_those_of_make_figures(lesson):
-    """Each picture of a README is made by `make figures`, from the checkpoint that is there now."""
+    """Each picture of a README is made by `make figures` from the current checkpoint."""
     source, recipes = figures.RECIPES[lesson]
     folder = ROOT / lesson / "figures"
     made = {name for recipe in recipes for name in recipe.files.values()}

@@ -1,0 +1,71 @@
+"""How a command ends, and the documentation of every script's flags."""
+
+import importlib
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, error_line
+
+from common import cli
+from common.errors import UserError
+
+
+def failing(error: str = "user") -> None:
+    """Fail.
+
+    Args:
+        error: how.
+    """
+    if error == "interrupt":
+        raise KeyboardInterrupt
+    raise {"user": UserError("é\nno"), "file": FileNotFoundError(2, "Not found", "x.png")}[error]
+
+
+def test_errors_have_one_line_and_an_exit_code(capsys, monkeypatch):
+    assert error_line(capsys, failing) == "error: é no"
+    assert error_line(capsys, failing, "--error", "file") == "error: [Errno 2] Not found: 'x.png'"
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(failing, ["--error", "interrupt"])
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+
+def test_errors_name_the_torchrun_process(capsys, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.run(failing, [])
+    assert capsys.readouterr().err == "process 2: error: é no\n"
+
+
+@pytest.mark.parametrize("kind", ["none", "ascii", "closed", "full"])
+def test_unusable_streams_give_no_traceback(kind, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True) if kind != "none" else None
+    if kind == "closed":
+        stream.close()
+    if kind == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full here")
+        stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(failing, [])
+    assert stopped.value.code == 2
+    if kind == "ascii":
+        assert stream.buffer.getvalue() == b"error: \\xe9 no\n"
+
+
+def test_every_script_documents_its_flags(capsys):
+    paths = [*ROOT.glob("lesson_*/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    calls = {path: re.search(r"cli\.run\(main(.*)\)", path.read_text()) for path in paths}
+    scripts = {path: call[1] for path, call in calls.items() if call}
+    assert len(scripts) > 15
+    for path, words in scripts.items():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name)
+        groups = {k: getattr(module, v) for k, v in re.findall(r"(\w+)=(?!True)(\w+)", words)}
+        assert all(action.help for action in cli.Parser(module.main, groups)._actions), name
+        with pytest.raises(SystemExit):
+            cli.run(module.main, ["--help"], presets="presets" in words, **groups)
