@@ -1,4 +1,4 @@
-"""The frame of every break_it.py: sample a trained network with one thing left out, and compare."""
+"""What every break_it.py shares: sample a trained network with and without one change."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from common.sampling import inference
 
 @dataclass
 class BreakOptions(CheckpointOptions):
-    """What every break_it.py takes.
+    """The flags of every break_it.py.
 
     Args:
-        num_samples: images in a row.
+        num_samples: images per row.
     """
 
     num_samples: int = 8
@@ -32,8 +32,8 @@ class BreakOptions(CheckpointOptions):
 
 @dataclass(eq=False)
 class Bench:
-    """A trained network, on the device, and the noise to sample it from. It is hashable: what a
-    break needs twice can be in a functools.cache."""
+    """A trained network on the device, and the noise to sample it from. It is hashable, so that
+    functools.cache can keep samples that several breaks need."""
 
     process: Any
     model: Any
@@ -42,13 +42,13 @@ class Bench:
     device: torch.device
 
     def noise(self) -> Tensor:
-        """x_T (num_samples, C, H, W). It seeds the generator: after each call the same numbers."""
+        """x_T (num_samples, C, H, W). Sets the seed, so that the steps draw the same noise, too."""
         torch.manual_seed(self.options.seed)
         shape = (self.options.num_samples, *self.content.image_shape)
         return torch.randn(shape, device=self.device)
 
     def last(self, trajectory: Iterator[tuple[int, Tensor]], num_steps: int, name: str) -> Tensor:
-        """The last image (B, C, H, W) of a trajectory, with a bar of that name."""
+        """The last images (B, C, H, W) of a trajectory, with a progress bar of that name."""
         for _, xt in tqdm(trajectory, name, num_steps, unit="step"):
             last = xt
         return last
@@ -61,21 +61,21 @@ def run_breaks(
     options: BreakOptions,
     trained_lesson: str | None = None,
 ) -> None:
-    """Write broken_NAME.png for each break: the rows of images that its function returns, by name.
+    """Save broken_NAME.png for each break: the rows of images that its function returns.
 
     Args:
-        lesson: whose folder has the output.
-        breaks: the functions by name.
-        names: which of them; all unless given.
+        lesson: the lesson whose folder has the output.
+        breaks: name -> function.
+        names: the breaks to make; all unless given.
         options: the flags.
-        trained_lesson: that of the checkpoint, where it is another one than lesson.
+        trained_lesson: the lesson of the checkpoint, if it differs from lesson.
     """
     process, model, content = lessons.load(options.model_checkpoint, options.sha256)
     trained_lesson = trained_lesson or lesson
     if content.lesson != trained_lesson:
         raise UserError(
             f"{options.model_checkpoint} is a checkpoint of {content.lesson}: "
-            f"take one of {trained_lesson}"
+            f"choose one of {trained_lesson}"
         )
     with inference(options, lesson) as (folder, device):
         bench = Bench(process.to(device), model.to(device), content, options, device)

@@ -4,9 +4,9 @@ Tensors: `ema.<name>`, the averaged weights, named as in the network's state dic
 checkpoint also `model.<name>`, `optimizer.<name>.exp_avg`, `rng.cpu` and so on. Metadata: JSON with
 the flags of the run, the scalars that it needs to resume, and a sha256 of the tensors' bytes.
 
-    python -m common.checkpoint --training FILE --small FILE    # makes a small one, for sampling
+    python -m common.checkpoint --training FILE --small FILE    # a small file, for sampling
 
-A file runs no code, and never decides where anything is read or written.
+Loading a file runs no code, and no file decides what is read or written.
 """
 
 import argparse
@@ -37,7 +37,7 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory. Values that no lesson has are refused, from a file or from flags."""
+    """A checkpoint in memory. It refuses values that no lesson can have, from files or flags."""
 
     lesson: str  # such as lesson_05 or lesson_05.class_conditional
     config: dict[str, Any]  # the run's flags except paths, the network's among them as `network`
@@ -67,7 +67,7 @@ class Checkpoint:
             object.__setattr__(self, "config", config)
 
     def must_fit(self) -> contextlib.AbstractContextManager[None]:
-        """Inside it, whatever fails to be made of the config is one line that names the file."""
+        """A context in which errors due to the config become one line that names the file."""
         return translate_errors(self.source)
 
     @property
@@ -79,11 +79,11 @@ class Checkpoint:
 
     def build(self, make: Callable[[], N], prefix: str = "ema.") -> N:
         """The network that make() returns, with the tensors under prefix as its weights, in eval
-        mode and without gradients. A config cannot make it larger than the file is."""
+        mode and without gradients. A network larger than the file is refused."""
         left = sum(1 + tensor.numel() for tensor in self.tensors.values())
 
         def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-            """Modules register parameters before they initialise them: before they take memory."""
+            """Called when a module registers a parameter, before it is initialised in memory."""
             nonlocal left
             left -= 0 if parameter is None else 1 + parameter.numel()
             if left < 0:
@@ -96,7 +96,7 @@ class Checkpoint:
 
     def fill(self, module: nn.Module, prefix: str = "ema.") -> None:
         """Copy the tensors under prefix into a module, which keeps its dtype and memory layout.
-        float16 stands for float32; other differences in names, shapes or dtypes are refused."""
+        float16 is taken as float32; other differences in names, shapes or dtypes are refused."""
         found = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
         found |= {name: t.float() for name, t in found.items() if t.dtype == torch.float16}
         if difference := first_difference(found, module.state_dict()):
@@ -159,7 +159,7 @@ def read_header(source: str | Path, sha256: str | None = None) -> Checkpoint:
 
 @contextlib.contextmanager
 def translate_errors(source: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes fail into one line that names the file."""
+    """Turn every error that a damaged file causes into one line that names the file."""
     try:
         yield
     except Exception as error:
@@ -184,7 +184,7 @@ def check_template(
     checkpoint: Checkpoint, tensors: dict[str, Tensor], training: dict[str, Any]
 ) -> None:
     """Refuse a checkpoint whose tensors differ from the run's in names, shapes or dtypes, or its
-    scalars in names or types. An empty dict among the run's stands for floats by any name. The
+    scalars in names or types. An empty dict among the run's accepts floats by any name. The
     random state of a GPU that the run does not use is ignored."""
     unused = {"rng.cuda", "rng.mps"} - tensors.keys()
     found = {name: t for name, t in checkpoint.tensors.items() if name not in unused}
@@ -227,7 +227,7 @@ def saved(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """The file that --resume means. auto is the latest in the folder, or None if there is none."""
+    """The file to resume from: for auto the latest in the folder, or None if there is none."""
     if resume not in ("latest", "auto"):
         return expand(resume)
     files = saved(folder)
@@ -237,12 +237,8 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def shrink(training: str, small: str) -> None:
-    """Make a small file for sampling: the averaged weights in half precision, and the config.
-
-    Args:
-        training: the checkpoint of a training run.
-        small: the file to write; only a small checkpoint is replaced.
-    """
+    """Make a small file for sampling from a training checkpoint: the averaged weights in half
+    precision, and the config. A file that exists is replaced only if it is small, too."""
     path = expand(small)
     if path.exists() and read_header(path).training is not None:
         raise UserError(f"--small {small} is a training checkpoint: name another file")

@@ -1,6 +1,6 @@
-"""MNIST and its relatives, whole in memory as uint8, and shuffled batches of them.
+"""MNIST and similar data sets, held in memory as uint8, and shuffled batches of them.
 
-Files are looked for in torchvision's layout in `--data_dir`, else in $DIFFUSION_DATA, else in data/
+Files in torchvision's layout are looked for in `--data_dir`, else in $DIFFUSION_DATA, else in data/
 at the root of the repository. Missing ones are downloaded from torchvision's addresses and checked
 against torchvision's checksums.
 """
@@ -27,7 +27,7 @@ TORCHVISION = {
     "kmnist": "KMNIST",
     "cifar10": "CIFAR10",
 }
-TIMEOUT = 10.0  # seconds without a byte after which a server is given up
+TIMEOUT = 10.0  # seconds without a byte before the next server is tried
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class Images:
 class Batches:
     """Batches of x0 in [-1, 1] and their labels, every epoch in a new order.
 
-    `batches[step]`, for step from 1, depends on the seed and the step alone, so that a resumed run
-    reads what it would have read. Images left over after an epoch's last full batch are dropped.
+    `batches[step]`, for step from 1, depends only on the seed and the step, so that a resumed run
+    gets the same batches. Images left over after an epoch's last full batch are dropped.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Batches:
 
 
 def load_images(dataset: str = "auto", data_dir: str | Path | None = None) -> Images:
-    """The data set by name; "auto" is MNIST, or scikit-learn's digits where it cannot be had."""
+    """The data set by name; "auto" is MNIST, or scikit-learn's digits if it is not available."""
     with distributed.one_first():
         return find_images(dataset, data_dir)
 
@@ -126,7 +126,7 @@ def find_images(dataset: str, data_dir: str | Path | None) -> Images:
         paragraph = (
             f"MNIST is not in {folder} and could not be downloaded ({reason}). Training on the "
             "handwritten digits that come with scikit-learn instead: 1,797 of them, 8x8 pixels, "
-            "enlarged to 28x28. They are few and coarse, and so will the samples be. For MNIST, "
+            "enlarged to 28x28. They are few and coarse, so samples will be coarse. For MNIST, "
             "put its files into a folder and name it with --data_dir or DIFFUSION_DATA."
         )
         print(textwrap.fill(paragraph, 100), flush=True)
@@ -141,7 +141,7 @@ def from_torchvision(name: str, folder: Path) -> Images:
     from torchvision import datasets
 
     if name not in TORCHVISION:
-        raise UserError(f"dataset {name!r} is not known: take {', '.join(TORCHVISION)} or digits")
+        raise UserError(f"dataset {name!r} is not known: choose {', '.join(TORCHVISION)} or digits")
     kind = getattr(datasets, TORCHVISION[name])
     if not is_complete(kind, folder):
         print(f"Downloading {name} into {folder}", flush=True)
@@ -150,7 +150,7 @@ def from_torchvision(name: str, folder: Path) -> Images:
 
 
 def is_complete(kind: Any, folder: Path) -> bool:
-    """Whether all files of a torchvision data set are there, in whatever state."""
+    """Whether all files of a torchvision data set exist; they may be damaged."""
     if hasattr(kind, "base_folder"):
         return (folder / kind.base_folder).is_dir()
     raw = folder / kind.__name__ / "raw"
@@ -177,7 +177,7 @@ def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def download(kind: Any, folder: Path) -> None:
-    """Download and unpack with torchvision, which checks sums, from one mirror after the other."""
+    """Download with torchvision, which checks checksums; tries one mirror after the other."""
     reasons = []
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
@@ -194,7 +194,7 @@ def download(kind: Any, folder: Path) -> None:
 
 
 def digits() -> Images:
-    """1,797 digits of 8x8 pixels and 17 levels: each pixel three times, padded to 28x28, 8 bits."""
+    """1,797 digits of 8x8 pixels, enlarged three times, padded to 28x28, and scaled to 8 bits."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""Where the tensors live, how precisely they are computed, and the random numbers there."""
+"""The device, its precision, and its random number generators."""
 
 import contextlib
 import ctypes
@@ -17,14 +17,14 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """cuda where there is one, else mps, else cpu; or the one that is asked for."""
+    """The device of that name; for auto cuda if available, else mps, else cpu."""
     if name == "auto":
         found = torch.cuda.is_available(), torch.backends.mps.is_available()
         name = "cuda" if found[0] else "mps" if found[1] else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("cpu, cuda and mps are known")
+            raise RuntimeError("only cpu, cuda and mps are supported")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -40,7 +40,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next step. By default it returns large blocks to the
-    system, which then clears every page of them again at every step. Other libraries: no effect."""
+    system, which clears their pages again at every step. No effect with other C libraries."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -50,15 +50,15 @@ def keep_freed_memory() -> None:
 def autocast(
     device: torch.device, precision: Precision = "auto"
 ) -> contextlib.AbstractContextManager:
-    """Inside it, convolutions and matrix products run in bfloat16 where the hardware has it."""
+    """A context with convolutions and matrix products in bfloat16 if the hardware supports it."""
     if precision not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"precision {precision!r} is not known: take auto, float32 or bfloat16")
+        raise UserError(f"precision {precision!r} is not known: choose auto, float32 or bfloat16")
     lower = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=lower)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself. Without, it is slower than float32."""
+    """Whether the hardware multiplies bfloat16. Emulated, it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "_is_avx512_bf16_supported"):
@@ -67,7 +67,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that code on this device draws from, by name."""
+    """The states of the random generators that code for this device uses, by name."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -86,9 +86,9 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """After the block the random generators go on where they were before it.
+    """A context that does not affect random numbers drawn after it.
 
-    seed: of the random numbers inside; the generators' current state unless given.
+    seed: seed inside the context; the generators go on from their current state unless given.
     """
     states = random_states(device)
     try:
@@ -100,7 +100,7 @@ def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 def hardware(device: torch.device) -> str:
-    """The device in words, for logs."""
+    """The name of the hardware, for logs."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 4 train_mnist.py
 
 Every process draws the same whole batch, with its t and its noise, and computes the loss of its own
-rows. DistributedDataParallel averages the gradients, which then are those of the whole batch.
-Process 0 alone writes files and prints. Without torchrun there is one process, with rank 0.
+rows. DistributedDataParallel averages the gradients, so they are those of the whole batch. Only
+process 0 writes files and prints. Without torchrun there is one process, with rank 0.
 """
 
 import gc
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from common.device import forked_rng
 from common.errors import UserError
 
-TIMEOUT = timedelta(hours=1)  # process 0 may sample for so long while the others wait
+TIMEOUT = timedelta(hours=1)  # how long process 0 may sample while the others wait
 
 
 def launched() -> bool:
@@ -43,14 +43,14 @@ def world_size() -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Of several GPUs, the one of this process."""
+    """The GPU of this process, if each process has one."""
     if world_size() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda":
         raise UserError(f"several processes cannot share {device.type}: add --device cpu")
     number, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= available:
-        raise UserError(f"more processes than GPUs: take --nproc-per-node {available}")
+        raise UserError(f"more processes than GPUs: use --nproc-per-node {available}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -70,13 +70,13 @@ def init(device: torch.device) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"the processes of this run could not connect ({reason}): start them all by torchrun"
+            f"the processes of this run could not connect ({reason}): start them all with torchrun"
         ) from None
 
 
 def unused_part(store: Any) -> Any:
-    """A part of torchrun's store that is new. torchrun keeps one store when it restarts a run, in
-    which are the addresses of processes that have ended.
+    """A part of torchrun's store that is new. torchrun keeps its store when it restarts a run, and
+    with it the addresses of processes that have ended.
 
     Process 0 chooses the part. Each other process asks for it with a word of its own, so that it
     cannot mistake an answer from before the restart for its own.
@@ -103,7 +103,7 @@ def unused_part(store: Any) -> Any:
 
 
 def leave() -> None:
-    """Wait for the other processes and disconnect. What follows is for process 0 alone."""
+    """Wait for the other processes and disconnect. Only process 0 goes on."""
     if connected():
         all_reduce_max(0)
         gc.collect()  # a DistributedDataParallel that is collected later could block on the group
@@ -132,7 +132,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of all processes' values."""
+    """The maximum of all processes' values."""
     if not connected():
         return value
     tensor = torch.tensor(value)
@@ -141,7 +141,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def check_agreement(values: dict[str, Any]) -> None:
-    """Refuse to go on where a process was started with other values."""
+    """Raise UserError unless all processes were started with the same values."""
     if not connected():
         return
     everyone: list[dict[str, Any]] = [{}] * world_size()
@@ -156,7 +156,7 @@ def check_agreement(values: dict[str, Any]) -> None:
 
 @contextmanager
 def one_first() -> Iterator[None]:
-    """On each machine one process runs the block first, so that it downloads for the others."""
+    """On each machine one process runs the block first and downloads for the others."""
     first = not launched() or int(os.environ["LOCAL_RANK"]) == 0
     if not first:
         all_reduce_max(0)
@@ -174,7 +174,7 @@ def is_lost_peer(error: BaseException) -> bool:
 class DataParallel(DistributedDataParallel):
     """DistributedDataParallel whose dropout masks differ between processes.
 
-    The random numbers that all processes share go on as if none had been drawn for dropout.
+    The random stream that all processes share goes on as if dropout had drawn nothing.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -184,9 +184,9 @@ class DataParallel(DistributedDataParallel):
 
 
 class Microbatches(nn.Module):
-    """The network, computed for one part of the batch at a time: less memory, the same gradients.
+    """Computes the network on one part of the batch at a time: less memory, the same gradients.
 
-    Only one part's activations are in memory. The backward pass computes each part once more.
+    Only one part's activations are in memory. The backward pass recomputes each part.
     """
 
     def __init__(self, model: nn.Module, num_parts: int) -> None:

@@ -1,4 +1,4 @@
-"""The averaged copy of a network: the one that is sampled."""
+"""The averaged copy of a network, which is used for sampling."""
 
 from typing import Any, Self
 
@@ -14,10 +14,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 class Ema(AveragedModel):
     """Exponential moving average of a network's weights, always in eval mode.
 
-    After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average. Without this
-    warm-up an average of decay 0.9999 would be the initial weights for the first 10,000 steps.
+    After n updates, the decay of the next one is min(decay, (1 + n) / (10 + n)). Without this
+    warm-up, decay 0.9999 would leave the average near the initial weights for 10,000 steps.
 
-    Call `update_parameters(model)` after each optimiser step; call the average itself to sample.
+    Call `update_parameters(model)` after each optimiser step, and call the average like a network.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -1,10 +1,10 @@
-"""The one exception for mistakes that the user can correct, and the checks of numbers."""
+"""The exception for mistakes that the user can correct, and checks of numbers."""
 
 import math
 
 
 class UserError(ValueError):
-    """What was wrong and what to do, in one line. The command line prints it and exits with 2."""
+    """One line that says what is wrong and what to do. Scripts print it and exit with code 2."""
 
     def __init__(self, text: object) -> None:
         super().__init__(one_line(text))
@@ -21,7 +21,7 @@ def one_line(error: object, limit: int = 600) -> str:
 
 
 def check_at_least(bound: float, **values: float) -> None:
-    """Refuse, by its name, a value below the bound, nan or inf."""
+    """Raise UserError for a value that is below the bound, nan or inf; it names the flag."""
     for name, value in values.items():
         check_finite(name, value)
         if value < bound:
@@ -29,7 +29,7 @@ def check_at_least(bound: float, **values: float) -> None:
 
 
 def check_above(bound: float, **values: float) -> None:
-    """Refuse, by its name, a value that is not above the bound, nan or inf."""
+    """Raise UserError for a value that is not above the bound, nan or inf; it names the flag."""
     for name, value in values.items():
         check_finite(name, value)
         if value <= bound:

@@ -22,23 +22,23 @@ from common.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES, MAX_SECONDS = 4 * 10**9, 1800.0  # of a download
-TIMEOUT = 10.0  # seconds without a byte after which a server is given up
+TIMEOUT = 10.0  # seconds without a byte before a download fails
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to. After the block the file there is flushed to the disk and
-    renamed to path: whoever opens path finds the old content or the new one, and never a part."""
+    """A temporary path to write to. After the block the file is flushed to the disk and renamed
+    to path: a reader of path finds the old content or the new, never a part of it."""
     folder = path.with_name(f".{path.name}.{os.getpid()}.part")  # safetensors adds files of its own
     temporary = folder / path.name
     try:
         folder.mkdir(exist_ok=True)
         yield temporary
-        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors denies others to read it
+        temporary.chmod(folder.stat().st_mode & 0o666)  # else only its owner may read it
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # the new name must be on the disk, too
+        if os.name == "posix":  # flush the new name, too
             parent = os.open(path.parent, os.O_RDONLY)
             os.fsync(parent)
             os.close(parent)
@@ -52,12 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole, or leave the old one."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Remove what a killed process has left of files like pattern that it was writing."""
+    """Remove the temporary files of a killed process that was writing files like pattern."""
     for temporary in folder.glob(f".{pattern}.*.part"):
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -71,7 +72,7 @@ def expand(path: str | Path) -> Path:
 
 
 def output_folder(output_dir: str | None, lesson: str) -> Path:
-    """output_dir, or output/ in the lesson's folder if it is None; made, and known writable."""
+    """output_dir, or output/ in the lesson's folder if it is None. It is made if needed."""
     if output_dir == "":
         raise UserError("--output_dir is empty: name a folder, or leave the flag out")
     default = ROOT.joinpath(*lesson.split("."), "output")
@@ -81,7 +82,7 @@ def output_folder(output_dir: str | None, lesson: str) -> Path:
 
 
 def make_folder(folder: Path, setting: str = "--output_dir") -> None:
-    """Make a folder, and check that files can be written there."""
+    """Create a folder if needed, and check that files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -116,7 +117,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def keep_rows(path: Path, step: int) -> None:
-    """Drop the rows of later steps, which will be written again, and rows that were cut short."""
+    """Remove incomplete rows, and the rows of later steps, which will be written again."""
     if not path.exists():
         return
     header, *rows = path.read_text(errors="replace").splitlines(keepends=True) or [""]
@@ -126,7 +127,7 @@ def keep_rows(path: Path, step: int) -> None:
 
 
 def check_sha256(sha256: str | None) -> None:
-    """Refuse a checksum that is none, such as that of an unset variable; None is not given."""
+    """Refuse a text that is no sha256, such as an unset shell variable. None is accepted."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"--sha256 {sha256!a:.80}: a sha256 has 64 hexadecimal digits")
 
@@ -141,18 +142,18 @@ def is_address(source: str | Path) -> bool:
 
 
 def cached(address: str) -> Path:
-    """Where the file of an address is kept. No part of the address or of an answer is a path."""
+    """Where a download is kept. No part of the address or of the answer is used as a path."""
     cache = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "diffusion-lessons"
     return cache / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.safetensors"
 
 
 def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> Path:
-    """The file of an address, from the cache; downloaded, whole and checked, if it is not there.
+    """The file at an address: from the cache, else downloaded and checked.
 
     Args:
         address: http(s).
-        sha256: of the file. One in the cache with another sum is downloaded again.
-        check: raises ValueError for a file that is not what was wanted.
+        sha256: the expected sha256. A cached file with another one is downloaded again.
+        check: a function that raises ValueError for a file of the wrong kind.
     """
     path = cached(address)
     if path.exists() and (not sha256 or file_sha256(path) == sha256.lower()):
@@ -172,8 +173,8 @@ def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> 
 
 
 def receive(address: str, path: Path) -> None:
-    """Write what the server sends. Size and time are limited, certificates are checked, and no
-    server can lead from https to http."""
+    """Download to path. Size and time are limited, certificates are checked, and redirects from
+    https to http are refused."""
     size, end = 0, time.monotonic() + MAX_SECONDS
     with urlopen(address, timeout=TIMEOUT) as answer, path.open("wb") as file:
         if address.startswith("https:") and not answer.geturl().startswith("https:"):

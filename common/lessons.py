@@ -1,4 +1,4 @@
-"""Which lesson a checkpoint belongs to, and how to load it there."""
+"""Load the checkpoint of any lesson."""
 
 import importlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from common import checkpoint
 from common.errors import UserError
 
-# The module of each lesson whose load(source, sha256=...) builds its process and network again.
+# The module of each lesson whose load(source, sha256=...) rebuilds its process and network.
 LESSONS = {
     "lesson_02": "lesson_02.sample_mnist",
     "lesson_05": "lesson_05.sample_mnist",
@@ -17,14 +17,14 @@ LESSONS = {
 
 
 def load(source: str, sha256: str | None = None) -> tuple[Any, Any, checkpoint.Checkpoint]:
-    """The process, the averaged network in eval mode, and the content of any lesson's checkpoint.
+    """The process, the averaged network in eval mode, and the content of a checkpoint.
 
-    The file names its lesson, this table names the module: no name from a file is ever imported.
+    The file names its lesson, and the table above the module: no name from a file is imported.
 
     Raises:
-        UserError: the file is no checkpoint, or of a lesson that is not in the table.
+        UserError: the file is no checkpoint, or its lesson is not in the table.
     """
     lesson = checkpoint.read_header(source).lesson
     if lesson not in LESSONS:
-        raise UserError(f"{source} is a checkpoint of {lesson}: take one of {', '.join(LESSONS)}")
+        raise UserError(f"{source} is a checkpoint of {lesson}: choose one of {', '.join(LESSONS)}")
     return importlib.import_module(LESSONS[lesson]).load(source, sha256=sha256)

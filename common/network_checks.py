@@ -1,4 +1,4 @@
-"""Whether a U-Net of some shape can be built, in lessons 5 and 9."""
+"""Checks of the settings of a U-Net, for lessons 5 and 9."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def check_unet(
             raise UserError(f"{width} channels cannot be divided among {num_heads} attention heads")
     if widths[0] % 2:
         raise UserError(
-            f"network.channels must be even for the time's sines and cosines: {widths[0]}"
+            f"network.channels is {widths[0]}: it must be even, for the sines and cosines of t"
         )
     if not 0 <= dropout < 1:
         raise UserError(f"network.dropout is {dropout}: it must be at least 0 and below 1")

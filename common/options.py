@@ -1,4 +1,4 @@
-"""The flags that scripts share, each said once. Every field is a flag of the same name."""
+"""The flags that scripts share, each defined once. Every field is a flag of the same name."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from common.errors import check_above, check_at_least
 
 @dataclass
 class ScriptOptions:
-    """What every script takes.
+    """The flags of every script.
 
     Args:
         output_dir: folder for the files; output/ in the lesson's folder unless given.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: of the network's arithmetic; auto is bfloat16 where the hardware has it.
+        precision: precision of the network; auto is bfloat16 if the hardware supports it.
     """
 
     output_dir: str | None = None
@@ -26,10 +26,10 @@ class ScriptOptions:
 
 @dataclass
 class DataOptions:
-    """Which images.
+    """The data set.
 
     Args:
-        dataset: auto is MNIST or, where it cannot be had, the digits that come with scikit-learn.
+        dataset: auto is MNIST or, if it is not available, scikit-learn's digits.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
     """
 
@@ -39,11 +39,11 @@ class DataOptions:
 
 @dataclass
 class CheckpointOptions(ScriptOptions):
-    """A trained network to work with.
+    """The checkpoint of a trained network.
 
     Args:
         model_checkpoint: a file, or an http(s) address; the shipped one unless given.
-        sha256: refuse a file with another sum.
+        sha256: the expected sha256 of the file; any other file is refused.
     """
 
     model_checkpoint: str = ""
@@ -52,11 +52,11 @@ class CheckpointOptions(ScriptOptions):
 
 @dataclass
 class SamplingOptions(CheckpointOptions):
-    """Samples to draw from a trained network.
+    """The flags of the sampling scripts.
 
     Args:
-        num_samples: how many images.
-        save_npz: also write the images as an array: key samples, uint8 (N, C, H, W).
+        num_samples: number of images.
+        save_npz: also save the images as an array: key samples, uint8 (N, C, H, W).
     """
 
     num_samples: int = 64
@@ -68,25 +68,25 @@ class SamplingOptions(CheckpointOptions):
 
 @dataclass
 class TrainingOptions(ScriptOptions, DataOptions):
-    """What every training run takes.
+    """The flags of every training script.
 
     Args:
-        resume: a checkpoint to go on from. Without a value the latest in output_dir; auto is the
+        resume: checkpoint to resume from. Without a value, the latest in output_dir; auto is the
             latest if there is one, else a new run.
-        start_from: a checkpoint whose averaged weights a new run starts with. --resume ignores it.
-        num_timesteps: T, the steps of the diffusion.
-        num_training_steps: optimiser steps.
+        start_from: checkpoint whose averaged weights a new run starts with. --resume ignores it.
+        num_timesteps: T, the steps of the forward process.
+        num_training_steps: number of optimiser steps.
         num_epochs: passes over the training images; overrides num_training_steps.
-        batch_size: images a step.
-        learning_rate: of Adam, after the warm-up.
+        batch_size: images per step.
+        learning_rate: Adam's learning rate after the warm-up.
         num_warmup_steps: steps over which the learning rate rises to learning_rate.
         decay_learning_rate: whether it then falls linearly to zero.
-        max_grad_norm: a longer gradient is scaled down to this norm.
-        ema_decay: of the averaged weights, which are the ones that are sampled.
+        max_grad_norm: gradients are clipped to this norm.
+        ema_decay: decay of the moving average of the weights, which is used for sampling.
         num_samples: images to sample at the end, 0 for none.
-        compile: compile the network with torch.compile, which takes a minute or more.
-        accumulate: microbatches to compute each batch in, where memory is short.
-        max_bad_steps: how many steps with a loss or gradient that is not finite may be skipped.
+        compile: use torch.compile, which takes a minute or more at the start.
+        accumulate: number of microbatches per batch; more need less memory.
+        max_bad_steps: number of steps that may be skipped because loss or gradient is not finite.
         log_every: steps between rows of metrics.csv.
         preview_every: steps between previews.
         num_previews: images in a preview.
@@ -124,7 +124,7 @@ class TrainingOptions(ScriptOptions, DataOptions):
             check_at_least(1, num_epochs=self.num_epochs)
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 1: rising, then level or falling to zero."""
+        """The learning rate of a step, counted from 1: warm-up, then constant or linear decay."""
         rate = self.learning_rate * min(1.0, step / max(self.num_warmup_steps, 1))
         return (
             rate * (1 - (step - 1) / self.num_training_steps) if self.decay_learning_rate else rate

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 2) -> None:
-    """A PNG of the images, row by row, each pixel scale x scale."""
+    """Save a PNG of the images, row by row, each pixel enlarged to scale x scale."""
     grid(images, columns, scale).save(path)
 
 
 def save_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
-    """Rows of images, all of one length, each with its name on the left."""
+    """Save rows of images, all of one length, each with its name on the left."""
     images = list(rows.values())
     picture = grid(torch.cat(images), columns=len(images[0]), scale=2)
     figure = new_figure(picture.width / 100 + 1.5, picture.height / 100 + 0.1)
@@ -42,7 +42,7 @@ def save_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
 def save_gif(
     path: Path, frames: Sequence[Tensor], columns: int = 8, scale: int = 2, seconds: float = 4.0
 ) -> None:
-    """An animated grid, one frame a batch; the last one stays for a second and a half."""
+    """Save an animated grid, one frame per batch; the last one stays for a second and a half."""
     pictures = [grid(frame, columns, scale) for frame in frames]
     duration = [max(20, round(1000 * seconds / len(pictures)))] * len(pictures)
     duration[-1] = 1500
@@ -62,12 +62,12 @@ def grid(images: Tensor, columns: int, scale: int) -> "Image":
 
 
 def save_npz(path: Path, images: Tensor) -> None:
-    """The images as `samples`, uint8 (N, C, H, W)."""
+    """Save the images as an array `samples`, uint8 (N, C, H, W)."""
     np.savez_compressed(path, samples=to_uint8(images).numpy())
 
 
 def save_curves(path: Path, metrics: Path, columns: Sequence[str], title: str) -> None:
-    """Columns of a metrics.csv against its steps, on a logarithmic axis."""
+    """Plot columns of a metrics.csv against the training step, on a logarithmic axis."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     curves = {}
@@ -87,7 +87,7 @@ def save_plot(
     title: str,
     yscale: str = "log",
 ) -> None:
-    """Curves by name, each a sequence of x and one of y."""
+    """Plot curves: name -> (x values, y values)."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, (x, y) in curves.items():

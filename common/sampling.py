@@ -1,4 +1,4 @@
-"""Samples from a trained network, in batches, with a bar and the way from noise to image."""
+"""Draw samples from a trained network in batches, with a progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ Trajectory = Callable[..., Iterator[tuple[int, Tensor]]]
 
 
 class Samples(NamedTuple):
-    """images (N, C, H, W) in [-1, 1]; frames: the first 16 (16, C, H, W) from noise to image."""
+    """images (N, C, H, W) in [-1, 1]; frames: the first 16 of them from noise to image."""
 
     images: Tensor
     frames: list[Tensor]
@@ -29,8 +29,8 @@ class Samples(NamedTuple):
 
 @contextmanager
 def inference(options: ScriptOptions, lesson: str) -> Iterator[tuple[Path, torch.device]]:
-    """What every script around a trained network begins with: the folder for its files, the device,
-    the seed; inside, no gradients, and the precision that was asked for."""
+    """Set up a script that samples a trained network: yields the output folder and the device, and
+    sets the seed. Inside, gradients are off and --precision applies."""
     device = pick_device(options.device)
     folder = output_folder(options.output_dir, lesson)
     torch.manual_seed(options.seed)
@@ -47,15 +47,15 @@ def draw_samples(
     device: torch.device,
     conditions: Tensor | None = None,
 ) -> Samples:
-    """Draw samples, 64 at a time, on the CPU.
+    """Draw samples, 64 at a time, and move them to the CPU.
 
     Args:
-        trajectory: trajectory(x_T) yields (t, xt) for each of num_steps steps, the image last;
-            with conditions it is trajectory(x_T, conditions of this batch).
+        trajectory: trajectory(x_T) yields (t, xt) for each of num_steps steps, the image last.
+            With conditions it is called as trajectory(x_T, conditions of this batch).
         num_samples: N.
         shape: (C, H, W).
         num_steps: steps of a trajectory.
-        device: of the noise x_T.
+        device: device of the noise x_T.
         conditions: (N, ...), labels or tokens, one for each sample.
     """
     images, frames = [], []
@@ -77,7 +77,7 @@ def draw_samples(
 
 
 def save_samples(folder: Path, samples: Samples, npz: bool = False) -> None:
-    """samples.png; reverse.gif and reverse.png, from noise to image; and samples.npz if wanted."""
+    """Save samples.png; reverse.gif and reverse.png, from noise to image; and samples.npz."""
     save_grid(folder / "samples.png", samples.images)
     save_gif(folder / "reverse.gif", samples.frames, columns=4)
     every = max(len(samples.frames) // 10, 1)

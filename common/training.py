@@ -34,7 +34,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Run:
-    """One training run, as a context around its loop.
+    """One training run: a context manager around the training loop.
 
         with Run("lesson_05", options) as run:
             data, batches = run.load_data()
@@ -43,11 +43,11 @@ class Run:
             for step in run.steps():
                 ...
 
-    Ctrl-C and SIGTERM end it after the current step: it saves a checkpoint, says how to go on, and
-    exits with code 130 or 143. Of several processes (torchrun) process 0 alone writes and prints.
+    Ctrl-C and SIGTERM stop it after the current step: it saves a checkpoint, prints how to resume,
+    and exits with code 130 or 143. Under torchrun only process 0 writes and prints.
 
     Args:
-        lesson: its name, which is kept in checkpoints.
+        lesson: the lesson's name, which is saved in checkpoints.
         options: the flags.
     """
 
@@ -58,7 +58,7 @@ class Run:
         self.folder = Path(options.output_dir or self.lesson_dir / "output")
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
-        self.totals: dict[str, float] = {}  # sums of what was recorded since the last row
+        self.totals: dict[str, float] = {}  # sums since the last row of metrics.csv
         self.counts: dict[str, float] = {}
         self.stop_signal = self.num_bad_steps = 0
         self.evaluation_seconds = 0.0
@@ -72,7 +72,7 @@ class Run:
             return None
         resumed = checkpoint.load(path, self.lesson)
         if resumed.training is None:
-            raise UserError(f"{path} was made for sampling only: start a new run by --start_from")
+            raise UserError(f"{path} is for sampling only: start a new run with --start_from")
         if later := [file.name for file in saved(self.folder) if step_of(file) > resumed.step]:
             raise UserError(
                 f"{self.folder} holds later checkpoints ({later[-1]}), which a run resumed from "
@@ -86,8 +86,8 @@ class Run:
         if distributed.rank() == 0:
             if not self.options.resume and (saved(self.folder) or self.metrics.exists()):
                 raise UserError(
-                    f"{self.folder} holds a run already: --resume goes on with it; or name another "
-                    "--output_dir, or remove it"
+                    f"{self.folder} holds a run already: --resume goes on with it; or name "
+                    "another --output_dir, or remove the folder"
                 )
             make_folder(self.folder)
             self.lock = lock_folder(self.folder)
@@ -122,7 +122,7 @@ class Run:
         if self.resumed and self.resumed.dataset != data.name:
             raise UserError(
                 f"the run to resume was trained on {self.resumed.dataset}, but the data found now "
-                f"is {data.name}: add --dataset and --data_dir as before"
+                f"is {data.name}: give --dataset and --data_dir as before"
             )
         batches = Batches(
             data.train, data.train_labels, options.batch_size, options.seed, self.device
@@ -137,18 +137,18 @@ class Run:
         return data, batches
 
     def prepare(self, model: N) -> N:
-        """The network on the device, its convolutions in the layout that is fastest there."""
+        """Move the network to the device, in the memory layout that convolutions are fastest in."""
         model = model.to(self.device).to(memory_format=torch.channels_last)
         if self.options.compile:
             model.compile()
         return model
 
     def track(self, config: dict[str, Any], **state: Any) -> None:
-        """Say what checkpoints hold, and restore it on --resume; apply --start_from.
+        """Define what checkpoints hold; restore it on --resume, or apply --start_from.
 
         Args:
-            config: what is needed, besides the options, to build the network again.
-            state: the model, ema and optimizer, and further modules, by name.
+            config: what is needed besides the options to rebuild the network.
+            state: model, ema, optimizer and any further modules.
         """
         self.config, self.tracked = {**asdict(self.options), **config}, state
         initialise_state(state["optimizer"])
@@ -174,7 +174,7 @@ class Run:
             self.say(f"Weights of {initial.source}, trained for {initial.step:,} steps")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds but the random states: the run's own tensors, not copies."""
+        """The tensors of a checkpoint except random states. They are the run's own, not copies."""
         return state_tensors(**self.tracked)
 
     def scalars(self) -> dict[str, Any]:
@@ -186,12 +186,12 @@ class Run:
         return {f"rng.{name}": state for name, state in states.items()}
 
     def restore(self, resumed: Checkpoint) -> None:
-        """Go on from a checkpoint, once it is known to hold just what this run would save."""
+        """Restore a checkpoint, after checking that it holds exactly what this run would save."""
         tensors, random = self.tensors(), self.random_states()
         checkpoint.check_template(resumed, {**tensors, **random}, self.scalars())
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(resumed.tensors[name])  # in place: layouts stay what they are
+                tensor.copy_(resumed.tensors[name])  # in place, to keep memory layouts
         states = {name.removeprefix("rng."): resumed.tensors[name] for name in random}
         with resumed.must_fit():
             device.set_random_states(self.device, states)
@@ -219,8 +219,8 @@ class Run:
                 log.write(text + "\n")
 
     def distribute(self, model: nn.Module) -> nn.Module:
-        """The network to train: the model itself, unless torchrun or --accumulate divides the
-        batch. Its gradients are those of the whole batch."""
+        """The network to train: the model itself unless torchrun or --accumulate splits the
+        batch. The gradients are those of the whole batch either way."""
         if self.options.accumulate > 1:
             model = distributed.Microbatches(model, self.options.accumulate)
         if distributed.world_size() == 1:
@@ -229,7 +229,7 @@ class Run:
         return distributed.DataParallel(model, device_ids=ids)
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do, counted from 1, with a bar. Saves checkpoints on the way."""
+        """The remaining steps, counted from 1, with a progress bar. Also saves checkpoints."""
         last, hidden = self.options.num_training_steps, distributed.rank() > 0
         self.began, self.logged_seconds = time.perf_counter(), 0.0
         steps = range(self.start + 1, last + 1)
@@ -244,51 +244,51 @@ class Run:
             if self.due("checkpoint"):
                 self.save()
         self.bar.close()
-        self.restore_signals()  # all is saved: from here on Ctrl-C just ends the script
+        self.restore_signals()  # all is saved: from here on Ctrl-C ends the script at once
         distributed.leave()
         if distributed.rank() > 0:
             raise SystemExit(0)  # process 0 does the rest
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
-        self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of them for previews and logs")
+        self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")
 
     def stop(self) -> None:
-        """Save, say how to go on, and exit."""
+        """Save a checkpoint, print how to resume, and exit."""
         self.bar.close()
         if distributed.rank() == 0:
             self.say(f"Stopped after step {self.step:,}; saved {self.save()}")
             where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
-            self.say(f"To go on: the same command with --resume{where}")
+            self.say(f"To resume: the same command with --resume{where}")
         distributed.leave()
         raise SystemExit(128 + self.stop_signal)
 
     def due(self, what: str) -> bool:
-        """Whether this process has to write a "log" row, "preview" or "checkpoint" at this step."""
+        """Whether this process must write a "log" row, "preview" or "checkpoint" at this step."""
         every = getattr(self.options, f"{what}_every")
         now = self.step % every == 0 or self.step == self.options.num_training_steps
         return now and distributed.rank() == 0
 
     @property
     def learning_rate(self) -> float:
-        """Of the current step."""
+        """The learning rate of the current step."""
         return self.options.learning_rate_at(self.step)
 
     def autocast(self) -> AbstractContextManager[None]:
         return device.autocast(self.device, self.options.precision)
 
     def shard(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """This process's rows of each tensor: all of them, unless torchrun started several."""
+        """This process's rows of each tensor: all rows unless there are several processes."""
         return distributed.shard(*batch)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The values (B,) of the whole batch from those of this process's rows, detached."""
+        """Collect the values (B,) of the whole batch from all processes, detached."""
         return distributed.gather(rows)
 
     def is_finite(self, losses: Tensor, t: Tensor, grad_norm: Tensor) -> bool:
-        """Whether the step can be taken. If not it counts as bad.
+        """Whether loss and gradient are finite. If not, skip the step: it counts as bad.
 
         Raises:
-            UserError: there were more than max_bad_steps; weights and checkpoints are unharmed.
+            UserError: there were more than max_bad_steps; weights and checkpoints are intact.
         """
         values = {"loss": float(losses.mean()), "grad_norm": float(grad_norm)}
         bad = [f"{name} became {v}" for name, v in values.items() if not math.isfinite(v)]
@@ -306,8 +306,8 @@ class Run:
         return False
 
     def record(self, losses: Tensor, t: Tensor, **scalars: float | Tensor) -> None:
-        """Add a step's losses (B,) at times t (B,), and further figures, to the means of the next
-        row of metrics.csv. A step that is not finite is left out."""
+        """Add a step's losses (B,) at times t (B,) and other scalars to the means in the next row
+        of metrics.csv. Steps with values that are not finite are skipped."""
         values = {"loss": losses.mean(), **scalars}
         if not all(math.isfinite(value) for value in values.values()):
             return
@@ -322,7 +322,7 @@ class Run:
             self.bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
 
     def log(self, **figures: float | Tensor) -> None:
-        """A row of metrics.csv: the means since the last one, and figures measured now."""
+        """Write a row of metrics.csv: the means since the last row, and these values."""
         if not self.counts:
             return  # every step since the last row was skipped
         counts = sorted(self.counts.items())  # in one order, also after --resume
@@ -336,8 +336,8 @@ class Run:
 
     @contextmanager
     def evaluating(self, seed: int = 1) -> Iterator[None]:
-        """For previews and held-out losses: no gradients, the same random numbers every time, and
-        the run's own random numbers untouched."""
+        """A context for previews and held-out losses: without gradients, and with the same random
+        numbers every time. The run's own random numbers are not affected."""
         start, self.is_evaluating = time.perf_counter(), True
         with device.forked_rng(self.device, seed), torch.no_grad(), self.autocast():
             yield
@@ -345,7 +345,7 @@ class Run:
         self.is_evaluating = False
 
     def finish(self, script: str, *flags: str) -> None:
-        """Say where the pictures are, and which command of the lesson draws more samples."""
+        """Print where the pictures are, and a command that draws more samples."""
         files = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".png", ".gif"))
         names = ", ".join(name for name in files if not name.startswith("samples_"))
         self.say(f"Pictures in {self.folder}: samples_*.png while training, {names}")
@@ -356,7 +356,7 @@ class Run:
 
 
 def translate_error(run: Run, error: BaseException) -> None:
-    """Raise UserError, one line, for what can end a run without a mistake in the code."""
+    """Raise a one-line UserError if the error is not due to a mistake in the code."""
     options, reason, line = run.options, one_line(error, 200), ""
     if isinstance(error, OSError):
         name = f" ({error.filename})" if error.filename else ""
@@ -370,7 +370,7 @@ def translate_error(run: Run, error: BaseException) -> None:
         line = f"--compile true does not work here ({reason}): omit it"
     elif distributed.is_lost_peer(error):
         line = f"another process of this run has ended, so this one stops at step {run.step}; "
-        line += f"{run.last_checkpoint()}. To go on: the same command with --resume"
+        line += f"{run.last_checkpoint()}. To resume: the same command with --resume"
     if line:
         raise UserError(line) from None
 
@@ -378,7 +378,7 @@ def translate_error(run: Run, error: BaseException) -> None:
 def state_tensors(
     model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, **modules: nn.Module
 ) -> dict[str, Tensor]:
-    """The tensors of a run, by the names that they have in a checkpoint."""
+    """The tensors of a run, by their names in a checkpoint."""
     tensors = {"num_ema_updates": ema.n_averaged}
     for name, module in {"model": model, "ema": ema.module, **modules}.items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -389,10 +389,10 @@ def state_tensors(
 
 
 def initialise_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimiser's state, which it makes by itself only in its first step: all zeros, in
-    the memory layout of the parameters. Then --resume can compare a file with it, and fill it."""
+    """Create the optimiser's state, which PyTorch creates in the first step: zeros in the memory
+    layout of the parameters. Then --resume can compare a file with it and fill it."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # so that this step changes nothing; the loop sets the rate
+        group["lr"] = 0.0  # so that this step changes no weights; the loop sets the rate
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -28,7 +28,7 @@ L_NULL = -0.5 * math.log2(
 
 
 class Gaussian(NamedTuple):
-    """Independent normals, one a pixel: mean (B, C, H, W) and the natural log of the variance."""
+    """Independent normals, one per pixel: mean (B, C, H, W) and the natural log of the variance."""
 
     mean: Tensor
     log_var: Tensor
@@ -173,7 +173,7 @@ def rates(beta: Tensor) -> Rates:
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:
-    """KL divergence from q to p, in nats per element.
+    """The KL divergence KL(p || q), in nats per element.
 
     KL(p || q) = ½ [log(σq²/σp²) + (σp² + (μp - μq)²) / σq² - 1]
     """

@@ -141,8 +141,8 @@ def entropy_bits(
 
 
 class RadialNetwork(nn.Module):
-    """out = RadialNetwork(xt, t): normalised radial units, with a readout of its own for each t
-    [SD15 Appendix D.1].
+    """Normalised radial units, with a separate readout for each t: out = RadialNetwork(xt, t) [SD15
+    Appendix D.1].
 
     h_k = softmax_k(-|(xt - c_k) / w_k|²/2),  (μ, b) = W_t h;  xt (B, 2, 1, 1) -> (B, 4, 1, 1)
     """

@@ -39,7 +39,7 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "data_mean": scaler.mean, "data_std": scaler.std}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
+        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
         average = cast(Pair, ema.module)
 
         for step in run.steps():

@@ -1,4 +1,4 @@
-"""Leave one thing out, and see what it is for.
+"""Leave out one thing at a time, to see what it is for.
 
 Each break differs from the lesson in one line. The shipped network is sampled with and without it,
 with the same noise in every step.
@@ -32,14 +32,15 @@ def main(
     data_dir: str | None = None,
     options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Break the lesson, one thing at a time: broken_noise_at_1.png and so on.
+    """Break the lesson, one thing at a time. Writes broken_noise_at_1.png and so on.
 
     Args:
         what: noise_at_1, the last step adds noise; no_clipping, the estimate of the image is not
             clipped; no_ema, the trained network is sampled, not its average; dropout_on, the
-            network is sampled in train mode. All of them unless given.
-        num_training_steps: for no_ema, which trains on, at the preset's highest learning rate.
-        data_dir: of the images for no_ema; else $DIFFUSION_DATA, else data/.
+            network is sampled in train mode. All four unless given.
+        num_training_steps: for no_ema, which trains the network further, at the laptop preset's
+            highest learning rate.
+        data_dir: folder of the images for no_ema; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(0, num_training_steps=num_training_steps)
     no_ema_here = partial(no_ema, num_training_steps=num_training_steps, data_dir=data_dir)
@@ -69,7 +70,7 @@ class NoiseAtOne(DDPM):
 
 
 def noise_at_1(bench: Bench) -> dict[str, Tensor]:
-    """The noise of the last step is one grey level: too little to see, so it is magnified."""
+    """The last step's noise is about one grey level, too little to see; so it is magnified."""
     config = bench.content.config
     beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
     broken = NoiseAtOne(beta, config["variance"]).to(bench.device)
@@ -91,7 +92,7 @@ def no_clipping(bench: Bench) -> dict[str, Tensor]:
     x_T = bench.noise()
     t = torch.full((len(x_T),), bench.process.num_timesteps, device=bench.device)
     x0_hat = bench.process.predict_x0(x_T, t, bench.model(x_T, t))
-    print(f"at t = T the estimate of the image is from {x0_hat.min():.1f} to {x0_hat.max():.1f}")
+    print(f"at t = T the estimate of the image has values {x0_hat.min():.1f} to {x0_hat.max():.1f}")
     return {
         "as it is": as_it_is(bench),
         "no clipping": draw(bench, bench.process, bench.model, "no clipping", clip_x0=False),
@@ -99,7 +100,7 @@ def no_clipping(bench: Bench) -> dict[str, Tensor]:
 
 
 def no_ema(bench: Bench, num_training_steps: int, data_dir: str | None) -> dict[str, Tensor]:
-    """The averaged network is trained on; then it and its average are sampled in 100 steps."""
+    """Train the shipped network further; then sample it and its average in 100 steps."""
     data = load_images(bench.content.dataset, data_dir)
     model = deepcopy(bench.model).train().requires_grad_(True)
     ema = train_on(bench, model, data, num_training_steps)
@@ -114,7 +115,7 @@ def no_ema(bench: Bench, num_training_steps: int, data_dir: str | None) -> dict[
 
 @torch.enable_grad()
 def train_on(bench: Bench, model: nn.Module, data: Images, num_steps: int) -> Ema:
-    """Train the network for some steps; returns its average."""
+    """Train the network for some steps and return its average."""
     batches = Batches(data.train, data.train_labels, 64, bench.options.seed, bench.device)
     ema = Ema(model, 0.999)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -126,21 +127,21 @@ def train_on(bench: Bench, model: nn.Module, data: Images, num_steps: int) -> Em
         losses.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        torch.clear_autocast_cache()  # it holds the weights from before this step
+        torch.clear_autocast_cache()  # which holds the weights from before this step
         optimizer.zero_grad()
         ema.update_parameters(model)
     return ema
 
 
 def dropout_on(bench: Bench) -> dict[str, Tensor]:
-    """Train mode, with the dropout of the paper's network."""
+    """Sample in train mode, with the dropout of the paper's network."""
     model = deepcopy(bench.model).train()
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.1
 
     def network(xt: Tensor, t: Tensor) -> Tensor:
-        with forked_rng(bench.device, bench.options.seed + int(t[0])):  # the sampler's noise stays
+        with forked_rng(bench.device, bench.options.seed + int(t[0])):  # keeps the sampler's noise
             return model(xt, t)
 
     return {

@@ -1,8 +1,8 @@
 """Denoising Diffusion Probabilistic Models, Ho, Jain & Abbeel 2020 (arXiv 2006.11239), "Ho20".
 
-Times t count as in the paper: x0 is the image, xT is noise, and slot 0 of every table is the clean
-image's. Tables have shape (T+1, 1, 1, 1), so that table[t] with t (B,) multiplies images
-(B, C, H, W).
+Times t are counted as in the paper: x0 is the image, and xT is noise. Tables have shape
+(T+1, 1, 1, 1), so that table[t] with t (B,) multiplies images (B, C, H, W); slot 0 is for the clean
+image.
 """
 
 import math
@@ -20,7 +20,7 @@ Variance = Literal["beta", "beta_tilde"]
 
 
 class Gaussian(NamedTuple):
-    """Independent normals, one a pixel: mean (B, C, H, W) and the natural log of the variance."""
+    """Independent normals, one per pixel: mean (B, C, H, W) and the natural log of the variance."""
 
     mean: Tensor
     log_var: Tensor
@@ -30,7 +30,7 @@ class BitsPerDim(NamedTuple):
     """An upper bound on the bits per dimension of each image: Eq. 5 / (C H W ln 2).
 
     total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t. The
-    total is the prior plus the sum of all T terms, estimated from K of them where K < T.
+    total is the prior plus the sum of all T terms, estimated from K of them if K < T.
     """
 
     total: Tensor
@@ -42,19 +42,19 @@ class BitsPerDim(NamedTuple):
 def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """Variances of the T forward steps, from beta_1 to beta_T in equal steps [Ho20 Section 4].
 
-    float64 (T,). The paper has T = 1000. For another T the betas are multiplied by 1000/T, as in
+    float64 (T,). The paper has T = 1000; for another T the betas are multiplied by 1000/T, as in
     lesson 9's paper, so that x_T is still noise.
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
-            f"no linear schedule has T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
-            "0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
+            f"no linear schedule for T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            "T >= 1, 0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:
-    """KL divergence from q to p, in nats per element.
+    """The KL divergence KL(p || q), in nats per element.
 
     KL(p || q) = ½ [log(σq²/σp²) + (σp² + (μp - μq)²) / σq² - 1]
     """
@@ -102,13 +102,13 @@ class DDPM(nn.Module):
     def __init__(self, beta: Tensor, variance: Variance = "beta") -> None:
         super().__init__()
         if variance not in ("beta", "beta_tilde"):
-            raise UserError(f"variance {variance!r} is not known: take beta or beta_tilde")
+            raise UserError(f"variance {variance!r} is not known: choose beta or beta_tilde")
         self.num_timesteps = T = len(beta)
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         beta = torch.cat([zero, beta.double()])
         self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
         alpha_bar_prev = torch.cat([one, alpha_bar[:-1]])
-        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0, to divide by
+        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0 avoids 0/0
 
         beta_tilde = (1 - alpha_bar_prev) / noise_var * beta  # Eq. 7
         # β̃_1 = 0 has no logarithm; as in the authors' code, β̃_2 replaces it for both variances.
@@ -144,11 +144,11 @@ class DDPM(nn.Module):
         return Gaussian(mean, self.posterior_log_var[t].expand_as(mean))
 
     def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The clean image in xt if eps is the noise in it: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
+        """The clean image if eps is the noise in xt: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
         return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
-        """p(x_{t-1} | xt) from out = model(xt, t): the posterior of the estimated x0 [Ho20 Eq. 11].
+        """p(x_{t-1} | xt) from out = model(xt, t): the posterior, given x̂0 [Ho20 Eq. 11].
 
         Without clipping the mean equals Eq. 11's 1/√α_t (xt - β_t/√(1-ᾱ_t) ε̂).
         Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
@@ -162,7 +162,7 @@ class DDPM(nn.Module):
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """L_simple: the mean squared error of the predicted noise [Ho20 Eq. 14].
 
-        (B,), a mean over each image's values: about 1 for a network that predicts 0.
+        (B,), the mean over each image's values: about 1 for a network that predicts 0.
         """
         eps_hat = model(self.q_sample(x0, t, eps), t)
         return ((eps - eps_hat) ** 2).flatten(1).mean(1)
@@ -177,7 +177,7 @@ class DDPM(nn.Module):
     def trajectory(
         self, model: Network, x_T: Tensor, clip_x0: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        """From noise x_T (B, C, H, W) to images: (t, xt) for t = T-1 ... 0 [Ho20 Algorithm 2]."""
+        """From noise x_T (B, C, H, W) to x0: yields (t, xt), t = T-1 ... 0 [Ho20 Algorithm 2]."""
         xt = x_T
         for t in range(self.num_timesteps, 0, -1):
             xt = self.p_sample(model, xt, t, clip_x0)
@@ -239,7 +239,7 @@ def strata(T: int, num_terms: int | None) -> list[int]:
     """Edges that cut 1..T into num_terms parts [edge, next edge): {1}, then 2..T evenly."""
     parts = T if num_terms is None else num_terms
     if not (parts == T or 2 <= parts < T):
-        raise UserError(f"num_terms is {num_terms}: take 2 to {T} terms of the bound")
+        raise UserError(f"num_terms is {num_terms}: the bound has {T} terms, choose 2 to {T}")
     return [1] + [2 + (T - 1) * k // max(parts - 1, 1) for k in range(parts)]
 
 
@@ -247,7 +247,7 @@ def strata(T: int, num_terms: int | None) -> list[int]:
 def preview(process: DDPM, model: Network, x_T: Tensor, num_steps: int = 50) -> Tensor:
     """Quick samples while training: Algorithm 2 on num_steps of the T steps, evenly spaced.
 
-    In a step from t to an earlier s, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1}, 1 - ᾱ_t/ᾱ_s for β_t.
+    For a step from t to s < t, Eq. 6 and 7 hold with ᾱ_s for ᾱ_{t-1} and 1 - ᾱ_t/ᾱ_s for β_t.
     Differs: the paper takes every step. Lessons 6 and 9 explain why fewer can be enough.
     """
     T = process.num_timesteps

@@ -1,7 +1,7 @@
 """Classifier-free guidance, Ho & Salimans 2022 (arXiv 2207.12598), "HoSalimans22".
 
-The network is trained with a condition which is now and then replaced by a learned null. When it is
-sampled, its estimate can then be moved further away from the unconditional one.
+During training the condition is sometimes replaced by a learned null condition. During sampling the
+estimate of the noise can then be moved away from the unconditional one.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ class Guided:
 
     ε̂ = ε̂(xt, t, ∅) + s (ε̂(xt, t, c) - ε̂(xt, t, ∅))
 
-    s = 1 is the plain conditional estimate, s = 0 the unconditional one: one evaluation each. Any
-    other s needs both, which are computed in one batch of twice the size. For a process it is a
-    network like any other.
+    s = 1 is the conditional estimate, s = 0 the unconditional one; each takes one evaluation of the
+    network. Any other s needs both estimates, computed in one batch of twice the size. A process
+    calls it like any network.
     Differs: the paper writes w = s - 1.
 
     Args:
@@ -64,7 +64,7 @@ def join(first: Any, second: Any) -> Any:
 
 
 def drop(condition: Tensor, null: Tensor, probability: float) -> Tensor:
-    """Replace the condition of each image by its null with this probability, independently
+    """Replace each image's condition by the null condition with this probability
     [HoSalimans22 Algorithm 1].
 
     condition, null (B, ...).
@@ -76,16 +76,16 @@ def drop(condition: Tensor, null: Tensor, probability: float) -> Tensor:
 
 
 def conditional(trajectory: Trajectory, bind: Callable[[Tensor], Network]) -> Trajectory:
-    """trajectory(network, x_T) as a function of x_T and its conditions: bind(conditions) is the
-    network."""
+    """Turn trajectory(network, x_T) into a function of (x_T, condition), whose network is
+    bind(condition)."""
     return lambda x_T, condition: trajectory(bind(condition), x_T)
 
 
 def one_per_sample(values: Sequence[V], num_samples: int, name: str) -> list[V]:
-    """One of the values for each sample, repeated from the first on where there are too few."""
+    """One value for each sample. If there are too few values, they are repeated in order."""
     if not 1 <= len(values) <= num_samples:
         raise UserError(
             f"{len(values)} {name} for {num_samples} samples: give 1 to {num_samples} of them "
-            f"(fewer are repeated in turn), or --num_samples {max(len(values), 1)}"
+            f"(fewer are repeated in order), or --num_samples {max(len(values), 1)}"
         )
     return [values[i % len(values)] for i in range(num_samples)]

@@ -1,4 +1,4 @@
-"""Interpolation between two images by way of their noise: Section 4.4 of Ho et al. 2020."""
+"""Interpolation between two images in latent space: Section 4.4 of Ho et al. 2020."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ def main(
 ) -> None:
     """Interpolate between two test images [Ho20 Section 4.4].
 
-    Writes interpolation.png: a row for each t, from little noise to pure noise, with the images
-    themselves at the ends.
+    Writes interpolation.png: one row for each t, from little noise to pure noise, with the two test
+    images at its ends.
 
     Args:
-        first: number of one test image, counted from 0.
-        second: number of the other.
-        times: t of each row, 1 to T; the quarters of T unless given.
-        num_columns: interpolated images in a row, from all of the first to all of the second.
+        first: index of one test image, from 0.
+        second: index of the other.
+        times: t of each row, 1 to T; T/4, T/2, 3T/4 and T unless given.
+        num_columns: interpolated images in a row, from λ = 0 to λ = 1.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
     """
     process, model, content = load(options.model_checkpoint, options.sha256)
@@ -49,15 +49,16 @@ def main(
     times = [max(1, T * k // 4) for k in (1, 2, 3, 4)] if times is None else times
     if not times or not all(1 <= t <= T for t in times) or num_columns < 2:
         raise UserError(
-            f"times {times} in {num_columns} columns: take one or more of 1 to {T}, and 2 columns"
+            f"times {times}, num_columns {num_columns}: choose times from 1 to {T}, and at "
+            "least 2 columns"
         )
     data = load_images(options.dataset, options.data_dir)
     for number in (first, second):
         if not 0 <= number < len(data.test):
-            raise UserError(f"there is no test image {number}: take 0 to {len(data.test) - 1}")
+            raise UserError(f"there is no test image {number}: choose 0 to {len(data.test) - 1}")
     if data.channels != content.image_shape[0]:
         raise UserError(
-            f"{data} is not what {options.model_checkpoint} was trained on: give --dataset"
+            f"{options.model_checkpoint} was not trained on images like {data}: change --dataset"
         )
 
     with inference(options, "lesson_05") as (folder, device):
@@ -88,10 +89,10 @@ def interpolate(
     xt ~ q(xt | x0),  x't ~ q(xt | x'0),  x̄t = (1-λ) xt + λ x't,  x̄0 ~ p(x0 | x̄t) by Algorithm 2
 
     Yields (s, x̄s) for s = t-1 ... 0.
-    Each end has noise of its own, which is the same for every λ. With the same noise at both ends
-    x̄t would only be a noisy cross-fade of the images. Halfway the noise has 1/√2 of its size;
-    lesson 6's slerp keeps its size. At t = T the noise x_T alone decides the image, at a small t
-    little but the two images does.
+    Each end has its own noise, which is the same for every λ. With the same noise at both ends x̄t
+    would only be a noisy cross-fade of the images. At λ = ½ the standard deviation of the noise is
+    1/√2 of that at the ends; lesson 6's slerp keeps it constant. At t = T the result depends on the
+    noise alone, at small t on the two images almost alone.
     """
     t_batch = torch.tensor([t], device=x0.device)
     xt = process.q_sample(x0, t_batch, torch.randn_like(x0))

@@ -9,12 +9,12 @@ from lesson_05.ddpm import Variance
 
 @dataclass
 class DDPMOptions(TrainingOptions):
-    """The flags of DDPM.
+    """The flags of DDPM training.
 
     Args:
-        beta_1: variance of the first forward step, for T = 1000.
-        beta_T: variance of the last one.
-        variance: of the reverse steps [Ho20 Section 3.2].
+        beta_1: variance of the first forward step, if T is 1000.
+        beta_T: variance of the last forward step, if T is 1000.
+        variance: variance of the reverse steps [Ho20 Section 3.2].
     """
 
     beta_1: float = 1e-4
@@ -24,11 +24,11 @@ class DDPMOptions(TrainingOptions):
 
 @dataclass
 class ConditionalOptions(DDPMOptions):
-    """The flags of a DDPM with labels.
+    """The flags of a DDPM with labels or prompts.
 
     Args:
-        drop_probability: that a label, or a prompt, is replaced by the null one, for each image by
-            itself.
+        drop_probability: probability that the condition of an image, its label or its prompt, is
+            replaced by the null condition.
     """
 
     drop_probability: float = 0.1
@@ -36,6 +36,6 @@ class ConditionalOptions(DDPMOptions):
 
 @dataclass
 class TextToImageOptions(ConditionalOptions):
-    """The flags of a DDPM with prompts, which are about digits."""
+    """The flags of a DDPM with prompts, which name digits."""
 
     dataset: Literal["auto", "mnist", "digits"] = "auto"

@@ -1,4 +1,4 @@
-"""Sample a trained DDPM: Algorithm 2 of Ho et al. 2020, as pictures and as an array."""
+"""Sample a trained DDPM by Algorithm 2 of Ho et al. 2020."""
 
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ def main(
 
     Args:
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
-        variance: of the reverse steps; as in training unless given.
+        variance: variance of the reverse steps; as in training unless given.
     """
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
     T = process.num_timesteps
@@ -40,7 +40,7 @@ def main(
 def load(
     source: str, sha256: str | None = None, variance: Variance | None = None
 ) -> tuple[DDPM, UNet, checkpoint.Checkpoint]:
-    """The process and the averaged network, in eval mode, from a checkpoint alone."""
+    """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05", sha256)
     config = content.config
     with content.must_fit():
@@ -51,7 +51,7 @@ def load(
 
 
 def save_forward(path: Path, process: DDPM, levels: Tensor) -> None:
-    """Real images becoming noise: a row each, from x0 to xT [Ho20 Figure 2]."""
+    """Save real images as they become noise: one row per image, from x0 to xT [Ho20 Figure 2]."""
     x0 = from_uint8(levels).to(process.device)
     eps = torch.randn_like(x0)
     times = torch.linspace(0, process.num_timesteps, 11).round().long().to(x0.device)

@@ -21,7 +21,7 @@ from lesson_05.unet import UNet
 
 
 def main(options: DDPMOptions, network: dict[str, Any]) -> None:
-    """Train a DDPM [Ho20 Algorithm 1], showing samples as it goes, and sample it at the end."""
+    """Train a DDPM [Ho20 Algorithm 1] with previews on the way, and sample it at the end."""
     with Run("lesson_05", options) as run:
         data, batches = run.load_data()
         T = options.num_timesteps
@@ -32,7 +32,7 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
         ema = Ema(model, options.ema_decay)
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         run.track({"network": network}, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
+        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, _ = batches[step]
@@ -69,21 +69,21 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
 
 
 def held_out_loss(process: DDPM, ema: Network, levels: Tensor) -> Tensor:
-    """The averaged network's loss on 256 test images, at times spread over 1..T."""
+    """The loss of the averaged network on 256 test images, at times evenly spaced over 1..T."""
     x0 = from_uint8(levels[:256]).to(process.device)
     t = torch.linspace(1, process.num_timesteps, len(x0), device=x0.device).round().long()
     return process.loss(ema, x0, t, torch.randn_like(x0)).mean()
 
 
 def save_losses(folder: Path) -> None:
-    """The loss curves of the run, with the reason why they soon look flat."""
+    """Plot the loss curves of the run; the title says why they soon look flat."""
     columns = ["loss", "held_out_loss", *(f"loss_quarter_{k}" for k in (1, 2, 3, 4))]
     save_curves(
         folder / "losses.png",
         folder / "metrics.csv",
         columns,
-        "A flat curve is normal: at most t the noise is easy to see, and soon predicted well.\n"
-        "Samples still improve, by what little is gained in the first quarter of t.",
+        "A flat curve is normal: at most t the noise is easy to predict, and soon predicted well.\n"
+        "Samples still improve through small gains in the first quarter of t.",
     )
 
 

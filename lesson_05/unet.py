@@ -21,7 +21,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sines, then cosines, of the time at dim/2 frequencies from 1 down to 1/10000
     [Ho20 Appendix B].
 
-    t int64 (B,), 1 <= t <= T -> float32 (B, dim). The published weights count times from 0.
+    t int64 (B,), 1 <= t <= T -> float32 (B, dim). Embeds t - 1, as the published weights do.
     """
     frequency = torch.logspace(0, -4, dim // 2, device=t.device)
     angle = (t - 1)[:, None] * frequency
@@ -29,7 +29,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two times norm, SiLU and convolution, added to a shortcut; the time is added in the middle.
+    """Norm, SiLU and convolution, twice, added to a shortcut; the time is added in between.
 
     h (B, in_channels, H, W), emb (B, emb_dim) -> (B, out_channels, H, W).
     """
@@ -75,14 +75,14 @@ class SelfAttention(nn.Module):
             three=3,
             heads=self.num_heads,
         )
-        # On a CPU PyTorch's fused attention is slower (figures in benchmarks/README.md).
+        # On a CPU PyTorch's fused attention is slower (timings in benchmarks/README.md).
         weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
         y = rearrange(weights @ v, "b heads n c -> b n (heads c)")
         return h + rearrange(self.out(y), "b (h w) c -> b c h w", h=h.shape[2])
 
 
 class Block(nn.Module):
-    """A residual block and, at some resolutions, attention, which the context is passed to."""
+    """A residual block and, at some resolutions, attention, which receives the context."""
 
     def __init__(self, residual: ResidualBlock, attention: nn.Module | None) -> None:
         super().__init__()
@@ -107,8 +107,8 @@ class Downsample(nn.Conv2d):
 class Upsample(nn.Conv2d):
     """Doubles height and width: nearest neighbour, then a 3x3 convolution.
 
-    It is computed as one transposed convolution, which takes 4/9 of the multiplications: its 4x4
-    kernel is the sum of the 3x3 weights at the four places where they meet the same input pixel.
+    It is computed as one transposed convolution with a 4x4 kernel, in 4/9 of the multiplications.
+    Each weight of this kernel is the sum of the 3x3 weights that meet the same input pixel.
     `nearest_then_conv` is the plain form, to read and to test against.
     """
 
@@ -128,20 +128,20 @@ class UNet(nn.Module):
     """eps_hat = UNet(xt, t): xt (B, image_channels, H, W), t (B,) -> the same shape as xt, float32.
 
     Going down, each level halves the image, and every layer's output is kept for a skip connection.
-    Going up, each block also reads the last skip that is left, which has its size. An image that
+    Going up, each block also reads the last unused skip, which has the same size. An image that
     cannot be halved often enough is zero-padded, and the output cropped: a network of four levels
     pads 28x28 digits to 32x32.
 
     Args:
         image_channels: 1 for grey, 3 for colour.
-        image_size: height and width of the images, in pixels; it decides where attention goes.
+        image_size: height and width of the images, in pixels; it decides where attention applies.
         channels: feature maps of the first level.
         multipliers: feature maps of each level, in multiples of `channels`.
-        num_blocks: blocks a level on the way down; the way up has one more.
+        num_blocks: blocks per level on the way down; on the way up there is one more.
         attention_resolutions: sizes of the feature maps that have self-attention after each block.
         num_heads: attention heads.
         dropout: probability that a feature in a residual block is dropped while training.
-        num_groups: groups of every group norm.
+        num_groups: groups of every group normalisation.
     """
 
     def __init__(
@@ -233,8 +233,7 @@ def initialise(layer: nn.Module) -> None:
     if isinstance(layer, ResidualBlock):
         nn.init.zeros_(layer.conv2.weight)
     if isinstance(layer, SelfAttention):
-        for weight in layer.qkv.weight.data.chunk(
-            3
-        ):  # three layers in one, of which each is Glorot's
+        # The authors have separate layers for q, k and v: each has its own Glorot limits.
+        for weight in layer.qkv.weight.data.chunk(3):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(layer.out.weight)

@@ -1,4 +1,4 @@
-"""Leave one thing out, and see what it is for.
+"""Leave out one thing at a time, to see what it is for.
 
 Each break differs from the lesson in one line. The shipped network is sampled with and without it,
 from the same noise.
@@ -28,15 +28,15 @@ def main(
     num_steps: int = 50,
     options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED, num_samples=10),
 ) -> None:
-    """Break the lesson, one thing at a time: broken_dropout_on.png and so on.
+    """Break the lesson, one thing at a time. Writes broken_dropout_on.png and so on.
 
-    The checkpoint is one of the text-to-image network.
+    It needs a checkpoint of the text-to-image network.
 
     Args:
         what: dropout_on, the network is sampled in train mode; number_for_time, its time input is
-            the number of the step; straight_line, instead of the arc between two noises. All of
-            them unless given.
-        num_steps: S.
+            the number of the step; straight_line, interpolation on the straight line between two
+            noises instead of the arc. All three unless given.
+        num_steps: S, the number of sampling steps.
     """
     check_at_least(2, num_samples=options.num_samples)
     breaks = {name: partial(function, num_steps=num_steps) for name, function in BREAKS.items()}
@@ -49,7 +49,7 @@ def bind_digits(model: Any, count: int) -> Network:
 
 
 def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """η = 0 and the same noise, but two runs differ."""
+    """With dropout, two runs from the same noise differ although η = 0."""
     broken = deepcopy(bench.model).train()
     for layer in broken.modules():
         if isinstance(layer, nn.Dropout):
@@ -63,7 +63,7 @@ def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 
 
 def number_for_time(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """The number of the step i as the network's time input, where it should be τ_i."""
+    """The number i of the step as the network's time input, where it should be τ_i."""
     x_T = bench.noise()
     network = bind_digits(bench.model, len(x_T))
     times = ddim_timesteps(bench.process.num_timesteps, num_steps)
@@ -79,7 +79,7 @@ def number_for_time(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 
 
 def straight_line(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """Unconditional samples between two noises: the arc keeps their length, the line does not."""
+    """Unconditional samples between two noises: the arc keeps their norm, the line does not."""
     x_T = bench.noise()
     fractions = [k / (len(x_T) - 1) for k in range(len(x_T))]
     x, y = x_T[:1], x_T[1:2]

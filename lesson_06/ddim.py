@@ -1,11 +1,11 @@
 """Denoising Diffusion Implicit Models, Song, Meng & Ermon 2021 (arXiv 2010.02502), "Song21".
 
-A network trained as in lesson 5 is sampled in S of the T steps, and how much noise each step adds
-is a choice. Nothing here is trained or stored: these are functions of a network that predicts the
-noise, eps_hat = model(xt, t), and of lesson 5's process.
+A network trained as in lesson 5 is sampled in S of the T steps, and η sets how much noise each step
+adds. Nothing is trained here: these are functions of lesson 5's process and of a network that
+predicts the noise, eps_hat = model(xt, t).
 
-The paper's α_t is lesson 5's ᾱ_t and has that name here. The network is evaluated at the times
-τ_1 < ... < τ_S; s < t are two neighbours among 0, τ_1, ..., τ_S.
+The paper's α_t is lesson 5's ᾱ_t and is called alpha_bar here. The network is evaluated at the
+times τ_1 < ... < τ_S; s < t are two neighbours among 0, τ_1, ..., τ_S.
 """
 
 import math
@@ -28,17 +28,17 @@ def ddim_timesteps(T: int, S: int, spacing: Spacing = "uniform") -> list[int]:
     uniform: τ_i = 1 + (i-1) ⌊T/S⌋.  quadratic: τ_i = 1 + ⌊0.8 T ((i-1)/(S-1))²⌋, dense near the
     image.  trailing: τ_i = i T/S, rounded, so that the first step starts at T.
 
-    S distinct integers in 1..T, ascending; S = 1 is T alone.
+    S distinct integers in 1..T, ascending; for S = 1, T alone.
     Differs: where S does not divide T, the authors' loop over the stride takes more than S steps;
     here it stops after S. Equal times of the quadratic rule are moved up until they differ; the
     authors' 50 of 1000 contain the first time twice. Trailing is not in the paper.
     """
     if not 1 <= S <= T:
         raise UserError(
-            f"num_steps is {S}: take 1 to {T}, the steps that the network was trained on"
+            f"num_steps is {S}: choose 1 to {T}, the steps that the network was trained on"
         )
     if spacing not in get_args(Spacing):
-        raise UserError(f"spacing {spacing!r} is not known: take {', '.join(get_args(Spacing))}")
+        raise UserError(f"spacing {spacing!r} is not known: choose {', '.join(get_args(Spacing))}")
     if S == 1:
         return [T]
     if spacing == "uniform":
@@ -67,7 +67,7 @@ def ddim_sigma(alpha_bar_t: float, alpha_bar_s: float, eta: float) -> float:
 
 def check_eta(eta: float) -> None:
     if not 0 <= eta <= 1:
-        raise UserError(f"eta is {eta}: take 0, no noise, to 1, the noise of DDPM")
+        raise UserError(f"eta is {eta}: choose 0 (no noise) to 1 (the noise of DDPM)")
 
 
 def ddim_step(
@@ -83,7 +83,7 @@ def ddim_step(
     xs = √ᾱ_s x̂0 + √(1-ᾱ_s-σ²) ε̂ + σ z,  x̂0 = (xt - √(1-ᾱ_t) ε̂)/√ᾱ_t [Eq. 9],  z ~ N(0, 1)
 
     The noise in xs has the variance 1 - ᾱ_s, as in training [Song21 Eq. 7, Lemma 1]: σ² of it is
-    new, the rest is the noise that was in xt. ᾱ_s = 1 gives the image x̂0.
+    new, the rest is the estimated noise of xt. ᾱ_s = 1 gives the image x̂0.
     With η = 0 a step can also go to a noisier s [Song21 Eq. 13].
 
     sigma_hat, with η = 1: z is multiplied by the larger σ̂ = √(1 - ᾱ_t/ᾱ_s), DDPM's √β, but σ stays
@@ -92,7 +92,7 @@ def ddim_step(
     """
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     if sigma_hat and eta != 1:
-        raise UserError(f"sigma_hat goes with eta 1, not {eta}")
+        raise UserError(f"sigma_hat needs eta 1, not {eta}")
     x0_hat = (xt - math.sqrt(1 - alpha_bar_t) * eps_hat) / math.sqrt(alpha_bar_t)
     eps_coef = math.sqrt(max(1 - alpha_bar_s - sigma**2, 0.0))
     mean = math.sqrt(alpha_bar_s) * x0_hat + eps_coef * eps_hat
@@ -166,11 +166,11 @@ def ddim_encode_trajectory(
 ) -> Iterator[tuple[int, Tensor]]:
     """From images x0 (B, C, H, W) to noise: the steps of η = 0 in reverse [Song21 Section 4.3].
 
-    Yields (t, xt) for t = τ_1, ..., τ_S. Each step is one of Euler's method for an ODE [Song21
-    Eq. 14]. It takes ε̂ at its lower end, where a sampling step takes it at its upper end: that is
-    the error of encoding and then sampling, and it falls as num_steps grows.
-    Differs: the first step, from 0 to τ_1, evaluates the network at t = 1, as it was not trained at
-    t = 0. The authors' code takes x0 for the image at their first time and has no such step.
+    Yields (t, xt) for t = τ_1, ..., τ_S. Each step is an Euler step for an ODE [Song21 Eq. 14].
+    From s to t it evaluates ε̂ at s, while the sampling step from t to s evaluates it at t. So
+    encoding and then sampling makes an error, which falls as num_steps grows.
+    Differs: the first step, from 0 to τ_1, evaluates the network at t = 1, since it was not trained
+    at t = 0. The authors' code takes x0 for the image at their first time and has no such step.
     """
     times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
     xs = x0
@@ -184,7 +184,7 @@ def ddim_encode_trajectory(
 def ddim_encode(
     model: Network, process: DDPM, x0: Tensor, num_steps: int = 50, spacing: Spacing = "uniform"
 ) -> Tensor:
-    """The noise (B, C, H, W) from which ddim_sample with η = 0 draws x0, up to the error of both
+    """The noise (B, C, H, W) that ddim_sample with η = 0 maps to x0, up to the error of the steps
     [Song21 Section 4.3, 5.4]."""
     return last(ddim_encode_trajectory(model, process, x0, num_steps, spacing))
 
@@ -202,9 +202,8 @@ def slerp(x: Tensor, y: Tensor, frac: float) -> Tensor:
 
     sin((1-f)θ)/sin θ x + sin(fθ)/sin θ y,  θ = the angle between x and y
 
-    Between two draws of noise the result has the length of noise, while on the straight line it
-    would be too short. It is that line where the angle is 0, or π, for which there is no shortest
-    arc.
+    Between two draws of noise the result has the norm of noise; on the straight line it would be
+    too short. For θ = 0, and for θ = π, where no arc is the shortest, it is the straight line.
     """
     cosine = torch.cosine_similarity(x.flatten(1), y.flatten(1))
     theta = cosine.clamp(-1, 1).acos().view(-1, 1, 1, 1)

@@ -42,7 +42,7 @@ class Options(CheckpointOptions, DataOptions):
     """A trained network, and test images to encode.
 
     Args:
-        num_samples: how many noises, pairs of noises, or test images.
+        num_samples: number of noises, pairs of noises, or test images.
     """
 
     model_checkpoint: str = SHIPPED
@@ -60,14 +60,14 @@ def main(
     """Make one figure of the paper with a trained network: FIGURE.png.
 
     Args:
-        figure: eta, samples for each S and η from the same noise [Song21 Figure 3, Table 1],
-            the pictures alone; consistency, the same noise for each S [Figure 5]; interpolation,
-            between two noises [Figure 6]; reconstruction, test images encoded and decoded, for
-            each S [Table 2].
-        prompts: one for each noise, repeated in turn; the samples are unconditional unless given.
-        steps: each S to try; 10 20 50 100 (200) unless given, 50 for the interpolation.
-        etas: each η to try, for figure eta; 0 0.2 0.5 1 unless given. σ̂ comes in addition.
-        spacing: of the S steps among the T; uniform, quadratic or trailing.
+        figure: eta, samples from the same noise for each η and S, without Table 1's scores [Song21
+            Figure 3, Table 1]; consistency, samples from the same noise for each S [Figure 5];
+            interpolation, samples between two noises [Figure 6]; reconstruction, test images
+            encoded and decoded, for each S [Table 2].
+        prompts: one for each noise, repeated in order; samples are unconditional unless given.
+        steps: values of S; 10 20 50 100 (200) unless given, 50 for the interpolation.
+        etas: values of η for the figure eta; 0 0.2 0.5 1 unless given. σ̂ is always added.
+        spacing: spacing of the S times in 1..T; uniform, quadratic or trailing.
     """
     check_at_least(1, num_samples=options.num_samples)
     process, model, content = lessons.load(options.model_checkpoint, options.sha256)
@@ -108,7 +108,7 @@ def test_images(options: Options, shape: tuple[int, int, int]) -> Tensor:
     count = options.num_samples
     if data.shape != shape or count > len(data.test):
         raise UserError(
-            f"{data}: the figure takes {count} test images of {'x'.join(map(str, shape))}, the "
+            f"{data}: the figure needs {count} test images of {'x'.join(map(str, shape))}, the "
             "checkpoint's size; change --dataset or --num_samples"
         )
     return from_uint8(data.test[:count])
@@ -124,7 +124,7 @@ class Laboratory:
     spacing: Spacing
 
     def network(self, num_images: int) -> Network:
-        """The network for that many images: for each condition as many in a row."""
+        """The network for num_images images: each condition for equally many in a row."""
         conditions, guidance = self.plan
         if conditions is None:
             return self.model
@@ -172,7 +172,7 @@ def draw_consistency(
 def draw_interpolation(
     laboratory: Laboratory, x: Tensor, y: Tensor, steps: Sequence[int]
 ) -> dict[str, Tensor]:
-    """A row for each pair of noises: samples of eleven points on the arc between them
+    """A row for each pair of noises: samples from eleven points on the arc between them
     [Song21 Section 5.3]."""
     x_T = torch.stack([slerp(x, y, k / 10) for k in range(11)], dim=1)  # (pairs, 11, C, H, W)
     rows: dict[str, Tensor] = {}
@@ -185,8 +185,8 @@ def draw_interpolation(
 def draw_reconstruction(
     laboratory: Laboratory, x0: Tensor, steps: Sequence[int]
 ) -> tuple[dict[str, Tensor], dict[int, float]]:
-    """Test images, encoded and decoded in S steps each, and the mean squared error of a pixel in
-    [0, 1] for each S [Song21 Section 5.4]."""
+    """Test images, encoded and decoded in S steps each, and for each S the mean squared error per
+    pixel, on the scale [0, 1] [Song21 Section 5.4]."""
     rows: dict[str, Tensor] = {"test images": x0}
     errors: dict[int, float] = {}
     for S in sorted(steps):
@@ -197,7 +197,7 @@ def draw_reconstruction(
 
 
 def mean_squared_error(one: Tensor, other: Tensor) -> float:
-    """Of images that are clipped and scaled to [0, 1] first."""
+    """The mean squared error per pixel of images clipped to [-1, 1], on the scale [0, 1]."""
     one, other = (image.clamp(-1, 1) / 2 for image in (one, other))
     return (one - other).square().mean().item()
 

@@ -37,18 +37,18 @@ def main(
 ) -> None:
     """Sample images in a few steps [Song21 Section 4].
 
-    Writes conditional.png, with prompts.txt in the same rows of eight; unconditional.png, from the
-    same noise; and steps.gif, the first 16 images from noise to image. It samples the checkpoints
-    of lesson 5, with and without conditions, and of lesson 9.
+    Writes conditional.png, and prompts.txt with the prompts in the same rows of eight;
+    unconditional.png, from the same noise; and steps.gif, the first 16 images from noise to image.
+    It samples checkpoints of lesson 5, with or without conditions, and of lesson 9.
 
     Args:
-        prompts: one or more, repeated in turn up to num_samples; drawn at random unless given.
+        prompts: one or more, repeated in order up to num_samples; drawn at random unless given.
             For a class-conditional checkpoint they are labels, such as 7.
-        guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
-        unconditional: whether to draw unconditional samples besides the conditional ones.
+        guidance: scale of classifier-free guidance; 1 is conditional sampling, 0 unconditional.
+        unconditional: whether to draw unconditional samples, too.
         num_steps: S, the number of evaluations of the network, 1 to T.
-        eta: how much of DDPM's noise each step adds, 0 to 1; at 0 the first noise decides alone.
-        spacing: of the S steps among the T; uniform, quadratic or trailing.
+        eta: how much of DDPM's noise each step adds, 0 to 1; at 0 sampling is deterministic.
+        spacing: spacing of the S times in 1..T; uniform, quadratic or trailing.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
         show_timesteps: print the S times at which the network is evaluated.
     """
@@ -70,7 +70,7 @@ def main(
     with inference(options, "lesson_06") as (folder, device):
         process, model = process.to(device), model.to(device, memory_format=torch.channels_last)
         for name, (conditions, scale) in plans.items():
-            torch.manual_seed(options.seed)  # the same noise with prompts and without
+            torch.manual_seed(options.seed)  # the same noise for both grids
             start = time.perf_counter()
             images, frames = draw_samples(
                 partial(trajectory, scale=scale),
@@ -89,7 +89,7 @@ def main(
             print(f"{len(images)} samples in {num_steps} steps, {seconds:.1f} s: {name}.png")
     if prompts is not None:
         save_prompts(folder / "prompts.txt", prompts)
-    print(f"Pictures in {folder}" + (", with their prompts in prompts.txt" if prompts else ""))
+    print(f"Pictures in {folder}" + (", their prompts in prompts.txt" if prompts else ""))
 
 
 class SamplePlan(NamedTuple):
@@ -108,18 +108,18 @@ def plan_samples(
     if prompts is not None:
         plans["conditional"] = SamplePlan(encode(model, prompts), guidance)
     if unconditional and is_conditional(model):
-        replaced = encode(model, ["0"] * count)  # at guidance 0 the null is in their place
+        replaced = encode(model, ["0"] * count)  # at guidance 0 the null condition replaces them
         plans["unconditional"] = SamplePlan(replaced, 0.0)
     elif unconditional:
         plans["unconditional"] = SamplePlan(None)
     if not plans:
-        raise UserError("there is nothing to draw: leave out --unconditional false")
+        raise UserError("there is nothing to draw: omit --unconditional false")
     return plans
 
 
 def check_prompts(model: object, prompts: Sequence[str] | None, guidance: float, name: str) -> None:
     if not is_conditional(model) and (prompts is not None or guidance != 1):
-        raise UserError(f"{name} takes no prompts: leave out --prompts and --guidance")
+        raise UserError(f"{name} takes no prompts: omit --prompts and --guidance")
 
 
 def is_conditional(model: object) -> bool:
@@ -127,7 +127,7 @@ def is_conditional(model: object) -> bool:
 
 
 def prompts_in_turn(model: Any, prompts: list[str] | None, count: int, seed: int) -> list[str]:
-    """One prompt for each sample. Without prompts they are random, or all the labels in turn."""
+    """One prompt for each sample: those given, else random ones, or all the labels in order."""
     if prompts is None and isinstance(model, TextToImageUNet):
         prompts = random_prompts(count, seed)
     elif prompts is None:
@@ -144,7 +144,7 @@ def encode(model: Any, prompts: Sequence[str]) -> Tensor:
         if prompt not in known:
             raise UserError(
                 f"prompt {prompt[:20]!a} is no label of this class-conditional checkpoint: "
-                f"take {known[0]} to {known[-1]}"
+                f"choose {known[0]} to {known[-1]}"
             )
     return torch.tensor([int(prompt) for prompt in prompts])
 

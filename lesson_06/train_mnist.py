@@ -1,10 +1,10 @@
 """Train lesson 5's text-to-image network, with previews and samples by DDIM.
 
-Not a line of the training differs, and the checkpoints are lesson 5's: for every η DDIM's objective
-is DDPM's, J_σ = Σ_t γ_t E‖ε - ε̂‖² + const, but for the weights γ_t > 0 [Song21 Theorem 1].
+The training is lesson 5's, line for line, and so are the checkpoints: for every η DDIM's objective
+is DDPM's up to the weights γ_t > 0, J_σ = Σ_t γ_t E‖ε - ε̂‖² + const [Song21 Theorem 1].
 Differs: γ_t = 1, as in Ho20; the appendix has 1/(2 d σ_t² ᾱ_t), without the factor by which x0
-enters the step. The authors draw the t of a batch in pairs, t and T + 1 - t; here each is drawn by
-itself.
+enters the step. The authors draw the t of a batch in pairs, t and T + 1 - t; here they are drawn
+independently.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ class Options(TextToImageOptions):
     """The flags of a DDPM with prompts, sampled by DDIM.
 
     Args:
-        num_steps: S, of previews and samples.
+        num_steps: S, the steps of previews and samples.
     """
 
     num_steps: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ddim_timesteps(self.num_timesteps, self.num_steps)  # refuses an S that is not possible
+        ddim_timesteps(self.num_timesteps, self.num_steps)  # refuses an impossible S
         self.output_dir = self.output_dir or str(Path(__file__).parent / "output")
 
 

@@ -46,7 +46,7 @@ def main(
             more computes all terms.
         num_steps: S; the bound is that of the process in S steps. All T unless given.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1], as in sampling.
-        variance: of the reverse steps; as in training unless given.
+        variance: variance of the reverse steps; as in training unless given.
         batch_size: images per batch.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
     """
@@ -86,7 +86,8 @@ def bound(
     batch_size: int,
     clip_x0: bool = False,
 ) -> BitsPerDim:
-    """The bound on images of 8-bit levels (N, C, H, W), batch by batch, on the CPU."""
+    """The bound on images of 8-bit levels (N, C, H, W), computed batch by batch; returned on the
+    CPU."""
     parts = []
     for batch in tqdm(levels.split(batch_size), unit="batch", desc="bits/dim"):
         bits = process.bits_per_dim(model, from_uint8(batch), num_terms, clip_x0)

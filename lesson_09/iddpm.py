@@ -25,7 +25,7 @@ Schedule = Literal["linear", "cosine"]
 
 
 class Gaussian(NamedTuple):
-    """Independent normals, one a pixel: mean (B, C, H, W) and the natural log of the variance."""
+    """Independent normals, one per pixel: mean (B, C, H, W) and the natural log of the variance."""
 
     mean: Tensor
     log_var: Tensor
@@ -35,7 +35,7 @@ class BitsPerDim(NamedTuple):
     """An upper bound on the bits per dimension of each image: Eq. 4 / (C H W ln 2).
 
     total, prior: (B,). terms, t: (B, K), the terms L_{t-1} that were computed and their t. The
-    total is the prior plus the sum of all T terms, estimated from K of them where K < T.
+    total is the prior plus the sum of all T terms, estimated from K of them if K < T.
     """
 
     total: Tensor
@@ -52,8 +52,8 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
-            f"no linear schedule has T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
-            "0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
+            f"no linear schedule for T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            "T >= 1, 0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
 
@@ -85,7 +85,7 @@ def named_beta(schedule: Schedule, T: int) -> Tensor:
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:
-    """KL divergence from q to p, in nats per element.
+    """The KL divergence KL(p || q), in nats per element.
 
     KL(p || q) = ½ [log(σq²/σp²) + (σp² + (μp - μq)²) / σq² - 1]
     """
@@ -122,8 +122,9 @@ class ImprovedDDPM(nn.Module):
         beta: float64 (T,), the variances of the forward steps.
         variance: of the reverse steps: "beta", "beta_tilde", or "learned", which interpolates
             between the two.
-        simple_weight: of L_simple in the loss.
-        vlb_weight: λ, of L_vlb. L_simple is (1, 0), L_hybrid (1, 1e-3), L_vlb (0, 1).
+        simple_weight: weight of L_simple in the loss.
+        vlb_weight: λ, the weight of L_vlb. The two weights are (1, 0) for L_simple, (1, 1e-3) for
+            L_hybrid and (0, 1) for L_vlb.
         timesteps: the T times t that the network gets, ascending; 1..T unless given.
     """
 
@@ -160,7 +161,7 @@ class ImprovedDDPM(nn.Module):
         beta = torch.cat([zero, beta.double()])
         self.alpha_bar = alpha_bar = (1 - beta).cumprod(0)
         alpha_bar_prev = torch.cat([one, alpha_bar[:-1]])
-        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0, to divide by
+        noise_var = torch.cat([one, 1 - alpha_bar[1:]])  # 1 - ᾱ_t; 1 in slot 0 avoids 0/0
 
         beta_tilde = (1 - alpha_bar_prev) / noise_var * beta  # Eq. 10
         # β̃_1 = 0 has no logarithm; as in the authors' code, β̃_2 replaces it for both variances.
@@ -272,7 +273,8 @@ class ImprovedDDPM(nn.Module):
 
     def sample(self, model: Network, x_T: Tensor, clip_x0: bool = True) -> Tensor:
         """The images at the end of the trajectory from x_T (B, C, H, W)."""
-        *_, (_, x0) = self.trajectory(model, x_T, clip_x0)
+        for _, xt in self.trajectory(model, x_T, clip_x0):
+            x0 = xt
         return x0
 
     def strided(self, num_steps: int) -> "ImprovedDDPM":
@@ -342,7 +344,7 @@ def strata(T: int, num_terms: int | None) -> list[int]:
     """Edges that cut 1..T into num_terms parts [edge, next edge): {1}, then 2..T evenly."""
     parts = T if num_terms is None else num_terms
     if not (parts == T or 2 <= parts < T):
-        raise UserError(f"num_terms is {num_terms}: take 2 to {T} terms of the bound")
+        raise UserError(f"num_terms is {num_terms}: the bound has {T} terms, choose 2 to {T}")
     return [1] + [2 + (T - 1) * k // max(parts - 1, 1) for k in range(parts)]
 
 

@@ -30,7 +30,7 @@ def main(
         num_steps: S, the number of sampling steps, spread evenly over the T steps of training; all
             T unless given.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
-        variance: of the reverse steps; as in training unless given.
+        variance: variance of the reverse steps; as in training unless given.
     """
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
     process = process if num_steps is None else process.strided(num_steps)
@@ -46,7 +46,7 @@ def main(
 def load(
     source: str, sha256: str | None = None, variance: Variance | None = None
 ) -> tuple[ImprovedDDPM, UNet, checkpoint.Checkpoint]:
-    """The process and the averaged network, in eval mode, from a checkpoint alone."""
+    """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_09", sha256)
     config = content.config
     with content.must_fit():

@@ -39,7 +39,7 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
         run.track(
             {"network": network}, model=model, ema=ema, optimizer=optimizer, timesteps=timesteps
         )
-        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
+        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, _ = batches[step]
@@ -83,21 +83,21 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
 
 
 def held_out_loss(process: ImprovedDDPM, ema: Network, levels: Tensor) -> Tensor:
-    """The averaged network's L_simple on 256 test images, at times spread over 1..T."""
+    """The averaged network's L_simple on 256 test images, at times evenly spaced over 1..T."""
     x0 = from_uint8(levels[:256]).to(process.device)
     t = torch.linspace(1, process.num_timesteps, len(x0), device=x0.device).round().long()
     return process.loss_terms(ema, x0, t, torch.randn_like(x0))[0].mean()
 
 
 def save_losses(folder: Path) -> None:
-    """The loss curves of the run, with the reason why they soon look flat."""
+    """Plot the loss curves of the run; the title says why they soon look flat."""
     columns = ["simple", "held_out_loss", *(f"loss_quarter_{k}" for k in (1, 2, 3, 4))]
     save_curves(
         folder / "losses.png",
         folder / "metrics.csv",
         columns,
-        "A flat curve is normal: at most t the noise is easy to see, and soon predicted well.\n"
-        "Samples still improve, by what little is gained in the first quarter of t.",
+        "A flat curve is normal: at most t the noise is easy to predict, and soon predicted well.\n"
+        "Samples still improve through small gains in the first quarter of t.",
     )
 
 

@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
             three=3,
             heads=self.num_heads,
         )
-        # On a CPU PyTorch's fused attention is slower (figures in benchmarks/README.md).
+        # On a CPU PyTorch's fused attention is slower (timings in benchmarks/README.md).
         weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
         y = rearrange(weights @ v, "b heads n c -> b n (heads c)")
         return h + rearrange(self.out(y), "b (h w) c -> b c h w", h=h.shape[2])
@@ -123,8 +123,8 @@ class Downsample(nn.Conv2d):
 class Upsample(nn.Conv2d):
     """Doubles height and width: nearest neighbour, then a 3x3 convolution.
 
-    It is computed as one transposed convolution, which takes 4/9 of the multiplications: its 4x4
-    kernel is the sum of the 3x3 weights at the four places where they meet the same input pixel.
+    It is computed as one transposed convolution with a 4x4 kernel, in 4/9 of the multiplications.
+    Each weight of this kernel is the sum of the 3x3 weights that meet the same input pixel.
     `nearest_then_conv` is the plain form, to read and to test against.
     """
 
@@ -148,22 +148,22 @@ class UNet(nn.Module):
     no second half.
 
     Going down, each level halves the image, and every layer's output is kept for a skip connection.
-    Going up, each block also reads the last skip that is left, which has its size. An image that
+    Going up, each block also reads the last unused skip, which has the same size. An image that
     cannot be halved often enough is zero-padded, and the output cropped: a network of four levels
     pads 28x28 digits to 32x32.
 
     Args:
         image_channels: 1 for grey, 3 for colour.
-        image_size: height and width of the images, in pixels; it decides where attention goes.
+        image_size: height and width of the images, in pixels; it decides where attention applies.
         learned_variance: whether the output contains v.
         channels: feature maps of the first level.
         multipliers: feature maps of each level, in multiples of `channels`.
-        num_blocks: blocks a level on the way down; the way up has one more.
+        num_blocks: blocks per level on the way down; on the way up there is one more.
         attention_resolutions: sizes of the feature maps that have self-attention after each block.
         num_heads: attention heads.
         scale_shift_norm: whether the time scales and shifts the features, or is added to them.
         dropout: probability that a feature in a residual block is dropped while training.
-        num_groups: groups of every group norm.
+        num_groups: groups of every group normalisation.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ def stale_links(fix: bool = False) -> list[str]:
                 return match[0]
             target = file if short == path.name else f"{file}#L{found[short][0]}"
             if match[0] != f"[`{name}`]({target})":
-                wrong.append(f"{shown}: {name} is at {target}, the link says line {line}")
+                wrong.append(f"{shown}: {name} is at {target}, the link has line {line}")
             return f"[`{name}`]({target})"
 
         mended = LINK.sub(mend, text)

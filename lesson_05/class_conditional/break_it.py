@@ -1,4 +1,4 @@
-"""Leave one thing out, or overdo it, and see what it is for.
+"""Leave out or overdo one thing at a time, to see what it is for.
 
 The shipped network with labels is sampled as in the lesson and with one thing changed, with the
 same noise in every step.
@@ -26,12 +26,12 @@ def main(
     num_steps: int = 100,
     options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED, num_samples=10),
 ) -> None:
-    """Break the lesson, one thing at a time: broken_too_insistent.png and so on.
+    """Break the lesson, one thing at a time. Writes broken_too_insistent.png and so on.
 
     Args:
-        what: too_insistent, much guidance; never_dropped, a null class that was never trained;
-            no_difference, the conditional estimate itself is scaled. All of them unless given.
-        num_steps: of `preview`, which takes fewer than the T steps of Algorithm 2.
+        what: too_insistent, too much guidance; never_dropped, an untrained null class;
+            no_difference, the conditional estimate itself is scaled. All three unless given.
+        num_steps: steps of `preview`, fewer than the T steps of Algorithm 2.
     """
     check_at_least(1, num_steps=num_steps)
     breaks = {name: partial(function, num_steps=num_steps) for name, function in BREAKS.items()}
@@ -49,7 +49,7 @@ def sample(bench: Bench, network: Network, num_steps: int) -> Tensor:
 
 
 def too_insistent(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """More and more guidance."""
+    """Samples with more and more guidance."""
     return {
         f"s = {scale:g}": sample(bench, bench.model.bind(labels(bench), scale), num_steps)
         for scale in (0.0, 1.0, 2.0, 4.0, 16.0)
@@ -59,10 +59,10 @@ def too_insistent(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 def never_dropped(bench: Bench, num_steps: int) -> dict[str, Tensor]:
     """Guidance away from a null class with its random initial embedding.
 
-    This imitates training without dropping; the rest of the network was trained with it.
+    It imitates training without dropped labels; the rest of the network was trained with them.
     """
     label, untrained = labels(bench), deepcopy(bench.model)
-    torch.manual_seed(bench.options.seed + 1)  # other numbers than the noise of the samples
+    torch.manual_seed(bench.options.seed + 1)  # not the seed of the samples' noise
     untrained.label.weight[-1].normal_()  # the initial distribution of nn.Embedding
     return {
         "s = 3": sample(bench, bench.model.bind(label, 3.0), num_steps),

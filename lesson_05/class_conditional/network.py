@@ -1,6 +1,6 @@
-"""Lesson 5's U-Net with a class label, whose embedding is added to that of the time.
+"""Lesson 5's U-Net with a class label, whose embedding is added to the embedding of the time.
 
-process.loss(partial(model, label=label), ...)  # with labels bound, a network like any other
+process.loss(partial(model, label=label), ...)  # called as network(xt, t)
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from lesson_05.unet import UNet, timestep_embedding
 class ClassConditionalUNet(UNet):
     """eps_hat = model(xt, t, label), label int64 (B,), 0 to num_classes.
 
-    The label num_classes is the null class. Its embedding is learned, and it stands for no
-    condition [HoSalimans22 Section 3.2].
+    The label num_classes is the null class, which means "no condition". Its embedding is learned
+    [HoSalimans22 Section 3.2].
 
     Args:
-        num_classes: classes of the data.
+        num_classes: number of classes, without the null class.
         network: the arguments of the U-Net.
     """
 
@@ -33,7 +33,7 @@ class ClassConditionalUNet(UNet):
         return self.estimate(xt, time + self.label(label))
 
     def null(self, label: Tensor) -> Tensor:
-        """The null class, as often as there are labels."""
+        """The null class in place of each label (B,)."""
         return torch.full_like(label, self.num_classes)
 
     def bind(self, label: Tensor, guidance: float = 1.0) -> Guided:

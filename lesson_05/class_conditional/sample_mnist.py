@@ -24,13 +24,15 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images of given classes: samples.png, and labels.txt in the same rows of eight.
+    """Sample images of given classes.
+
+    Writes samples.png, and labels.txt with the labels in the same rows of eight.
 
     Args:
-        labels: one or more, repeated in turn up to num_samples; all the classes unless given.
-        guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
+        labels: one or more, repeated in order up to num_samples; all the classes unless given.
+        guidance: scale of classifier-free guidance; 1 is conditional sampling, 0 unconditional.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
-        variance: of the reverse steps; as in training unless given.
+        variance: variance of the reverse steps; as in training unless given.
     """
     check_at_least(0, guidance=guidance)
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
@@ -40,7 +42,7 @@ def main(
     labels = one_per_sample(labels, num_samples, "labels")
     for label in labels:
         if not 0 <= label < model.num_classes:
-            raise UserError(f"label {label} is not known: take 0 to {model.num_classes - 1}")
+            raise UserError(f"label {label} is not known: choose 0 to {model.num_classes - 1}")
     with inference(options, "lesson_05.class_conditional") as (folder, device):
         process, model = process.to(device), model.to(device)
         trajectory = conditional(
@@ -50,13 +52,13 @@ def main(
         samples = draw_samples(trajectory, num_samples, shape, T, device, torch.tensor(labels))
     save_samples(folder, samples, options.save_npz)
     save_labels(folder / "labels.txt", labels)
-    print(f"{num_samples} samples: {folder}/samples.png, of the classes in {folder}/labels.txt")
+    print(f"{num_samples} samples: {folder}/samples.png, their labels: {folder}/labels.txt")
 
 
 def load(
     source: str, sha256: str | None = None, variance: Variance | None = None
 ) -> tuple[DDPM, ClassConditionalUNet, checkpoint.Checkpoint]:
-    """The process and the averaged network, in eval mode, from a checkpoint alone."""
+    """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05.class_conditional", sha256)
     config = content.config
     with content.must_fit():
@@ -68,7 +70,7 @@ def load(
 
 
 def save_labels(path: Path, labels: Sequence[int]) -> None:
-    """The labels in the layout of their grid, eight in a row."""
+    """Save the labels in the layout of the image grid, eight in a row."""
     rows = [labels[i : i + 8] for i in range(0, len(labels), 8)]
     path.write_text("\n".join(" ".join(map(str, row)) for row in rows) + "\n")
 

@@ -1,4 +1,4 @@
-"""Train a DDPM on MNIST with its labels: lesson 5's loop, and the label."""
+"""Train a DDPM on MNIST with labels: lesson 5's loop plus the label."""
 
 from functools import partial
 from typing import Any, cast
@@ -36,7 +36,7 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "num_classes": num_classes}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
+        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, label = batches[step]

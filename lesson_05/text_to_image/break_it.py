@@ -1,4 +1,4 @@
-"""Leave one thing out, or overdo it, and see what it is for.
+"""Leave out or overdo one thing at a time, to see what it is for.
 
 The shipped text-to-image network is sampled as in the lesson and with one thing changed, with the
 same noise in every step.
@@ -27,13 +27,13 @@ def main(
     num_steps: int = 100,
     options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED, num_samples=10),
 ) -> None:
-    """Break the lesson, one thing at a time: broken_no_mask.png and so on.
+    """Break the lesson, one thing at a time. Writes broken_no_mask.png and so on.
 
     Args:
         what: no_mask, attention to the padding as if it were text; wrong_null, guidance away from a
-            prompt instead of the null prompt; too_insistent, much guidance. All of them unless
+            prompt instead of the null prompt; too_insistent, too much guidance. All three unless
             given.
-        num_steps: of `preview`, which takes fewer than the T steps of Algorithm 2.
+        num_steps: steps of `preview`, fewer than the T steps of Algorithm 2.
     """
     check_at_least(1, num_steps=num_steps)
     breaks = {name: partial(function, num_steps=num_steps) for name, function in BREAKS.items()}
@@ -51,7 +51,7 @@ def sample(bench: Bench, network: Network, num_steps: int) -> Tensor:
 
 
 def no_mask(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """The same prompts, padded to the greatest length, with the mask and without it."""
+    """The same prompts, padded to the maximal length, with the mask and without it."""
     tokens = prompts(bench)
     padded = torch.full((len(tokens), MAX_LENGTH), PADDING, device=tokens.device)
     padded[:, : tokens.shape[1]] = tokens
@@ -75,7 +75,7 @@ def wrong_null(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 
 
 def too_insistent(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """More and more guidance."""
+    """Samples with more and more guidance."""
     return {
         f"s = {scale:g}": sample(bench, bench.model.bind(prompts(bench), scale), num_steps)
         for scale in (0.0, 1.0, 2.0, 4.0, 16.0)

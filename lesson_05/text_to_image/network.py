@@ -1,10 +1,10 @@
 """Lesson 5's U-Net conditioned on a prompt in two ways, as in GLIDE (arXiv 2112.10741).
 
-The mean of the prompt's tokens is added to the time's embedding, which every block receives. And
-wherever the U-Net has self-attention, cross-attention to the single tokens follows.
+The mean of the prompt's encoded tokens is added to the embedding of the time, which every block
+receives. Each self-attention of the U-Net is followed by cross-attention to the tokens.
 
 context = model.encode(tokens)
-process.loss(partial(model, context=context), ...)  # with it bound, a network like any other
+process.loss(partial(model, context=context), ...)  # called as network(xt, t)
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class TextAttention(nn.Module):
         self.self_attention = self_attention
         self.norm = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
         self.cross = Attention(norm.num_channels, context_dim, self_attention.num_heads)
-        nn.init.zeros_(self.cross.out.weight)  # it starts as its shortcut, like every block
+        nn.init.zeros_(self.cross.out.weight)  # it starts as the identity, like every block
         nn.init.zeros_(self.cross.out.bias)
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
@@ -56,7 +56,7 @@ class TextToImageUNet(UNet):
         super().__init__(**network)
         self.text = text
         self.summary = nn.Linear(text.dim, 4 * self.channels)
-        nn.init.zeros_(self.summary.weight)  # at first the prompt changes nothing here either
+        nn.init.zeros_(self.summary.weight)  # at first the prompt has no effect here either
         nn.init.zeros_(self.summary.bias)
         for block in list(self.modules()):
             if isinstance(block, Block) and isinstance(block.attention, SelfAttention):
@@ -72,5 +72,5 @@ class TextToImageUNet(UNet):
 
     @torch.no_grad()
     def bind(self, tokens: Tensor, guidance: float = 1.0) -> Guided:
-        """The network for images of these prompts (B, L), which are encoded once, here."""
+        """The network for images of these prompts (B, L), which are encoded once."""
         return Guided(self, guidance, self.encode(tokens), self.encode(null_prompt(tokens)))

@@ -1,4 +1,4 @@
-"""Sample images of what prompts describe, by Algorithm 2 of Ho et al. 2020."""
+"""Sample images from text prompts by Algorithm 2 of Ho et al. 2020."""
 
 import random
 from collections.abc import Sequence
@@ -24,13 +24,15 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images of given prompts: samples.png, and prompts.txt in the same rows of eight.
+    """Sample images from text prompts.
+
+    Writes samples.png, and prompts.txt with the prompts in the same rows of eight.
 
     Args:
-        prompts: one or more, repeated in turn up to num_samples; drawn at random unless given.
-        guidance: scale of classifier-free guidance; 1 is plain conditional, 0 unconditional.
+        prompts: one or more, repeated in order up to num_samples; drawn at random unless given.
+        guidance: scale of classifier-free guidance; 1 is conditional sampling, 0 unconditional.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
-        variance: of the reverse steps; as in training unless given.
+        variance: variance of the reverse steps; as in training unless given.
     """
     check_at_least(0, guidance=guidance)
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
@@ -48,13 +50,13 @@ def main(
         samples = draw_samples(trajectory, num_samples, shape, T, device, tokens)
     save_samples(folder, samples, options.save_npz)
     save_prompts(folder / "prompts.txt", prompts)
-    print(f"{num_samples} samples: {folder}/samples.png, of the prompts in {folder}/prompts.txt")
+    print(f"{num_samples} samples: {folder}/samples.png, their prompts: {folder}/prompts.txt")
 
 
 def load(
     source: str, sha256: str | None = None, variance: Variance | None = None
 ) -> tuple[DDPM, TextToImageUNet, checkpoint.Checkpoint]:
-    """The process and the averaged network, in eval mode, from a checkpoint alone."""
+    """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05.text_to_image", sha256)
     config = content.config
     with content.must_fit():
@@ -66,13 +68,13 @@ def load(
 
 
 def random_prompts(count: int, seed: int) -> list[str]:
-    """Prompts for random digits from random templates."""
+    """Prompts for random digits, from random templates."""
     draw = random.Random(seed)
     return [draw.choice(digit_prompts(draw.randrange(10))) for _ in range(count)]
 
 
 def save_prompts(path: Path, prompts: Sequence[str], columns: int = 8) -> None:
-    """The prompts in the layout of their grid."""
+    """Save the prompts in the layout of the image grid."""
     width = max(map(len, prompts)) + 2
     rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
     lines = ["".join(" ".join(p.split()).ljust(width) for p in row).rstrip() for row in rows]

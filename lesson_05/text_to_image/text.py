@@ -1,4 +1,4 @@
-"""Prompts: the training sentences, their tokens, and the text encoder."""
+"""Prompts: those of training, their tokens, and the text encoder."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ MAX_LENGTH = 64
 
 
 def digit_prompts(digit: int) -> list[str]:
-    """Every template, with the digit as a numeral and as a word."""
+    """The training prompts for a digit: each template, with the numeral and with the word."""
     prompts = [template.format(n) for n in (str(digit), WORDS[digit]) for template in TEMPLATES]
     return [p.replace("a 8", "an 8").replace("a eight", "an eight") for p in prompts]
 
@@ -54,7 +54,7 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
         if not 1 <= len(row) <= MAX_LENGTH:
             shown = prompt if len(prompt) <= 20 else prompt[:20] + "..."
             raise UserError(
-                f"prompt {shown!a} has {len(row):,} bytes: write 1 to {MAX_LENGTH}, "
+                f"prompt {shown!a} has {len(row):,} bytes: it must have 1 to {MAX_LENGTH}, "
                 'such as "a handwritten seven"'
             )
         rows.append(row)
@@ -63,7 +63,7 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
 
 
 def null_prompt(tokens: Tensor) -> Tensor:
-    """The null prompt, which stands for no condition, in place of each prompt (B, L)."""
+    """The null prompt, which means "no condition", in place of each prompt (B, L)."""
     row = [*NULL] + [PADDING] * (tokens.shape[1] - len(NULL))
     return torch.tensor(row, device=tokens.device).expand_as(tokens)
 
@@ -132,7 +132,7 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A transformer: tokens int64 (B, L), L up to 64 -> Context, with one vector per token.
+    """A transformer: tokens int64 (B, L), L up to 64 -> Context with one vector per token.
 
     Args:
         dim: features of a token.

@@ -1,4 +1,4 @@
-"""Train a DDPM on MNIST with prompts: lesson 5's loop, and the prompt."""
+"""Train a DDPM on MNIST with prompts: lesson 5's loop plus the prompt."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,9 +25,10 @@ from lesson_05.unet import UNet
 
 
 class Sampler(NamedTuple):
-    """How a run draws its previews and samples; lesson 6 has another one than this lesson.
+    """How a run draws previews and samples. Lesson 6 passes one of its own.
 
-    preview and trajectory take (process, network, x_T). A trajectory has num_steps steps.
+    preview and trajectory take (process, network, x_T); a trajectory has num_steps steps. script is
+    the lesson's sampling script.
     """
 
     preview: Callable[[DDPM, Network, Tensor], Tensor]
@@ -37,7 +38,7 @@ class Sampler(NamedTuple):
 
 
 def main(options: TextToImageOptions, network: dict[str, Any], text: dict[str, Any]) -> None:
-    """Train a text-to-image DDPM, and sample it as in lesson 5."""
+    """Train a text-to-image DDPM, and sample it by Algorithm 2 as in lesson 5."""
     sampler = Sampler(preview, DDPM.trajectory, options.num_timesteps, "sample_mnist.py")
     train(options, network, text, sampler)
 
@@ -59,7 +60,7 @@ def train(
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "text": text}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself, without torchrun and --accumulate
+        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, label = batches[step]

@@ -182,7 +182,7 @@ def test_values_are_read_by_their_types(folder):
         ("--rate 1e400", "--rate is 1e400: it must be a finite"),
         (f"--rate {'9' * 400}", "it must be a finite number"),
         ("--rate=", "--rate is empty: it must be a finite number"),
-        ("--rate -1", "rate is -1.0: it must be above 0"),  # Options says so
+        ("--rate -1", "rate is -1.0: it must be above 0"),  # checked by Options
         ("--compile maybe", "--compile is maybe: it must be true or false"),
         ("--compile 1", "--compile is 1: it must be true or false"),
         ("--kind vlb", "--kind is vlb: it must be one of simple, hybrid"),
@@ -250,7 +250,7 @@ def test_a_plain_run_takes_the_preset_for_its_device(folder, capsys, monkeypatch
     assert "Preset configs/paper.yaml, as the device is cuda" in capsys.readouterr().out
     monkeypatch.setattr(cli, "rank", lambda: 2)
     assert values()["network.channels"] == 512
-    assert capsys.readouterr().out == ""  # process 0 alone says which preset applies
+    assert capsys.readouterr().out == ""  # only process 0 names the preset
 
 
 def test_an_error_comes_without_the_notice_about_the_preset(folder, capsys):

@@ -36,7 +36,8 @@ def test_a_quota_exceeded_while_saving(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert "checkpoint_000002.safetensors could not be written (File too large)" in line
+    assert "checkpoint_000002.safetensors could not be written (" in line
+    assert "File too large" in line
     assert checkpoint.load(tmp_path / "run" / "checkpoint_000001.safetensors").step == 1
     assert not list((tmp_path / "run").glob(".*.part"))
 

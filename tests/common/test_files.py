@@ -125,7 +125,7 @@ def test_a_folder_is_made_and_checked(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written"):
         files.make_folder(tmp_path / "file" / "run")
 
-    def read_only(*_: object) -> None:
+    def read_only(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)

@@ -30,7 +30,7 @@ def test_tokens_are_the_bytes_of_the_prompt():
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n", "x" * 10_000, "ß" * 33])
 def test_an_empty_or_too_long_prompt_is_refused_in_one_line(prompt):
-    with pytest.raises(UserError, match=r"write 1 to 64") as caught:
+    with pytest.raises(UserError, match=r"it must have 1 to 64") as caught:
         tokenize(["seven", prompt])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200

@@ -64,9 +64,9 @@ def test_interpolate_writes_its_picture_and_refuses_impossible_flags(trained, tm
         assert picture.size == (2 * (5 * 29 + 1), 2 * (2 * 29 + 1))
     for words, message in [
         (["--times", "0"], "times [0]"),
-        (["--times", "5", "61"], "take one or more of 1 to 60"),
+        (["--times", "5", "61"], "choose times from 1 to 60"),
         (["--first", "-1"], "there is no test image -1"),
-        (["--second", "297"], "take 0 to 296"),
+        (["--second", "297"], "choose 0 to 296"),
         (["--num_columns", "1"], "2 columns"),
     ]:
         capsys.readouterr()

@@ -47,6 +47,6 @@ def test_a_checkpoint_of_another_lesson_is_refused_in_one_line(checkpoints, tmp_
     words = ["--output_dir", tmp_path, "--device", "cpu"]
     words += ["--model_checkpoint", checkpoints["lesson_05"]]
     line = error_line(capsys, break_it.main, *words)
-    assert "is a checkpoint of lesson_05: take one of lesson_05.text_to_image" in line
+    assert "is a checkpoint of lesson_05: choose one of lesson_05.text_to_image" in line
     words += ["--num_samples", "1"]
     assert "num_samples is 1: it must be at least 2" in error_line(capsys, break_it.main, *words)

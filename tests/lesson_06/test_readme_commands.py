@@ -41,7 +41,7 @@ def commands() -> list[tuple[str, str, bool]]:
 def test_every_command_of_the_readmes_runs(
     folder, line, first, checkpoints, tmp_path, monkeypatch, capsys
 ):
-    """In its folder; once for each script in a process of its own."""
+    """In its folder; the first of each script in a separate process."""
     words = shlex.split(line)[1:]
     lesson = {"lesson_06": "lesson_05.text_to_image"}.get(folder, folder.replace("/", "."))
     words += [*TINY[words[0]].split(), "--device", "cpu", "--output_dir", str(tmp_path)]

@@ -89,15 +89,15 @@ def test_prompts_for_a_class_conditional_checkpoint_are_labels(checkpoints, tmp_
     assert (tmp_path / "prompts.txt").read_text().split() == ["0", "1", "2"]
     for prompt in ("seven", "10", "-1"):
         line = error(capsys, tmp_path / "no", *words, f"--prompts=[{prompt!r}]")
-        assert "is no label of this class-conditional checkpoint: take 0 to 9" in line
+        assert "is no label of this class-conditional checkpoint: choose 0 to 9" in line
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_steps", "0"], "num_steps is 0: take 1 to 60"),
-        (["--num_steps", "-1"], "num_steps is -1: take 1 to 60"),
-        (["--num_steps", "61"], "num_steps is 61: take 1 to 60"),
+        (["--num_steps", "0"], "num_steps is 0: choose 1 to 60"),
+        (["--num_steps", "-1"], "num_steps is -1: choose 1 to 60"),
+        (["--num_steps", "61"], "num_steps is 61: choose 1 to 60"),
         (["--eta", "-1"], "eta is -1.0"),
         (["--eta", "2"], "eta is 2.0"),
         (["--spacing", "linear"], "spacing"),

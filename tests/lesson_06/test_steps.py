@@ -51,7 +51,7 @@ def test_the_times_are_those_of_the_authors_code():
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_impossible_numbers_of_steps_are_refused(num_steps):
     for spacing in SPACINGS:
-        with pytest.raises(UserError, match=rf"num_steps is {num_steps}: take 1 to 1000"):
+        with pytest.raises(UserError, match=rf"num_steps is {num_steps}: choose 1 to 1000"):
             ddim_timesteps(1000, num_steps, spacing)
 
 

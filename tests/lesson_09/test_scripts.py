@@ -192,7 +192,7 @@ COMMANDS = re.findall(r"^python \w+\.py\b.*$", README.read_text(), re.MULTILINE)
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_readme_runs(line, hybrid, tmp_path, monkeypatch):
-    """In the lesson's folder; the first in a process of its own, as a user runs it."""
+    """In the lesson's folder; the first in a separate process, as a user runs it."""
     words = shlex.split(line)[1:]
     words += [*shlex.split(TINY[words[0]]), "--output_dir", str(tmp_path / "run")]
     if "--model_checkpoint" in words:

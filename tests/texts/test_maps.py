@@ -65,7 +65,7 @@ def test_a_line_that_moved_and_a_key_that_is_missing_are_found(tmp_path, monkeyp
     ]
     readme.write_text("| [`g`](a.py#L1) | [`f`](a.py#L1) | [`h`](a.py#L3) |\n")
     assert maps.stale_links(fix=True) == [
-        "lesson_77/README.md: g is at a.py#L5, the link says line 1",
+        "lesson_77/README.md: g is at a.py#L5, the link has line 1",
         "lesson_77/README.md: a.py defines no h",
     ]
     assert readme.read_text() == "| [`g`](a.py#L5) | [`f`](a.py#L1) | [`h`](a.py#L3) |\n"

@@ -72,7 +72,7 @@ SCRIPTS = [(r, line) for r in LESSON_5 for line in scripts(r)]
 
 @pytest.mark.parametrize(("readme", "line"), SCRIPTS, ids=[line for _, line in SCRIPTS])
 def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monkeypatch, capsys):
-    """In its folder; the first in a process of its own, as a user would run it."""
+    """In its folder; the first in a separate process, as a user would run it."""
     words = shlex.split(line)[1:]
     folder = readme.parent if (readme.parent / words[0]).exists() else ROOT / "lesson_05"
     if "--dataset" in words:  # the only data that need no download
