@@ -164,9 +164,9 @@ def training(folder: Path, name: str, killed: bool = False, last: bool = True) -
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(event: str, arguments: tuple) -> None:
-        if event in ("open", "os.rename") and str(folder / name) in str(arguments[0]):
-            if event == "os.rename" or {"w", "+", "a"} & {*str(arguments[1])}:
-                written.append(str(arguments[0]))
+        writes = event == "os.rename" or (event == "open" and {*"w+a"} & {*str(arguments[1])})
+        if writes and str(folder / name) in str(arguments[0]):
+            written.append(str(arguments[0]))
 
     def leave_a_note() -> None:
         """Called at the end of the training, before process 0 goes on alone."""
