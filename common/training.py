@@ -166,6 +166,7 @@ class Run:
         self.say(f"{where}, {'bfloat16' if lower else 'float32'}; files in {self.folder}")
         if self.resumed:
             self.restore(self.resumed)
+            self.resumed = None  # its tensors are a file in memory, which may now be removed
             self.say(f"Resumed after step {self.start:,}")
         elif self.options.start_from:
             initial = checkpoint.load(self.options.start_from, self.lesson)

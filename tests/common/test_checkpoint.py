@@ -90,6 +90,12 @@ def test_the_header_is_read_without_the_tensors(tmp_path):
     assert values_of(header) == values_of(GOOD)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no permissions of this kind here")
+def test_who_may_read_other_new_files_may_read_a_checkpoint(tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved_good(tmp_path).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = saved_good(tmp_path)
 

@@ -1,6 +1,8 @@
 """Files and folders: atomic writes, output folders, locks, rows of CSV, checksums, downloads."""
 
+import contextlib
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -303,6 +305,15 @@ def test_no_part_of_an_address_becomes_a_path(address, cache):
     for name in Server.files:
         assert files.fetch(f"{address}/a/../../{name}", None, check).parent == cache
     assert all(path.suffix == ".safetensors" for path in cache.iterdir())
+
+
+def test_https_does_not_lead_to_http(cache, monkeypatch):
+    answer = io.BytesIO(BODY)
+    answer.geturl = lambda: "http://example.org/good"  # type: ignore[attr-defined]
+    monkeypatch.setattr(files, "urlopen", lambda *_, **__: contextlib.closing(answer))
+    with pytest.raises(UserError, match="redirects to an address that is not encrypted"):
+        files.fetch("https://example.org/good", None, check)
+    assert not list(cache.iterdir())
 
 
 def test_certificates_are_checked():

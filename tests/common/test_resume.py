@@ -2,6 +2,8 @@
 
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import stress
@@ -72,6 +74,17 @@ def test_rows_after_the_checkpoint_are_dropped_and_written_anew(tmp_path):
     assert same(one.tensors, other.tensors)
     assert same(one.training, other.training)
     assert metrics(parts) == metrics(tmp_path / "whole")
+
+
+def test_a_run_on_a_gpu_is_resumed_on_the_cpu(tmp_path):
+    """Its checkpoint also holds the random state of the GPU."""
+    toy_run(tmp_path, steps=2)
+    path = tmp_path / "checkpoint_000002.safetensors"
+    content = checkpoint.load(path)
+    tensors = {**content.tensors, "rng.cuda": torch.zeros(16, dtype=torch.uint8)}
+    checkpoint.save(path, replace(content, tensors=tensors))
+    toy_run(tmp_path, steps=3, resume="latest")
+    assert "rng.cuda" not in checkpoint.load(saved(tmp_path)[-1]).tensors
 
 
 def test_killed_runs_end_like_undisturbed_ones(tmp_path):
@@ -173,3 +186,16 @@ def test_an_optimiser_state_keeps_the_layout_of_its_parameter(tmp_path):
         torch.optim.Adam = adam
     assert len(layouts) > 50
     assert all(layouts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists open files there")
+def test_a_resumed_run_lets_go_of_the_file(tmp_path):
+    """Otherwise the space of a removed checkpoint stays in use, and Windows cannot remove it."""
+    toy_run(tmp_path, steps=2)
+    mapped = []
+
+    def check(step: int) -> None:
+        mapped.append(str(tmp_path) in Path("/proc/self/maps").read_text())
+
+    toy_run(tmp_path, steps=3, resume="latest", on_step=check)
+    assert mapped == [False]
