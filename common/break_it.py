@@ -13,7 +13,7 @@ from common.checkpoint import Checkpoint
 from common.errors import UserError, check_at_least
 from common.options import CheckpointOptions
 from common.pictures import save_rows
-from common.sampling import inference
+from common.sampling import inference, last_images
 
 
 @dataclass
@@ -49,9 +49,7 @@ class Bench:
 
     def last(self, trajectory: Iterator[tuple[int, Tensor]], num_steps: int, name: str) -> Tensor:
         """The last images (B, C, H, W) of a trajectory, with a progress bar of that name."""
-        for _, xt in tqdm(trajectory, name, num_steps, unit="step"):
-            last = xt
-        return last
+        return last_images(tqdm(trajectory, name, num_steps, unit="step"))
 
 
 def run_breaks(

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
 import json
 import math
 import re
@@ -51,9 +52,10 @@ def run(
             network=UNet, `--network.channels 64` becomes main(network={"channels": 64, ...}).
             Arguments without a default are for the script to add.
     """
-    for stream in (sys.stdout, sys.stderr):  # letters that it cannot show; None if it is closed
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None under pythonw
+            with contextlib.suppress(ValueError):  # it is closed
+                stream.reconfigure(errors="backslashreplace")
     try:
         return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
     except (UserError, OSError) as error:
@@ -213,7 +215,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError: which flag, and what it must be, in words."""
         text = " ".join(message.split())
-        if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+        if unknown := re.search(r"(?i)unrecognized arguments: ([^\s=]+)", text):
             near = difflib.get_close_matches(unknown[1].removeprefix("--"), list(self.hints), 1)
             advice = f"did you mean --{near[0]}?" if near else "--help lists the flags"
             raise UserError(f"{unknown[1]} is not known: {advice}")

@@ -24,7 +24,7 @@ def load(source: str, sha256: str | None = None) -> tuple[Any, Any, checkpoint.C
     Raises:
         UserError: the file is no checkpoint, or its lesson is not in the table.
     """
-    lesson = checkpoint.read_header(source).lesson
+    lesson = checkpoint.read_header(source, sha256).lesson
     if lesson not in LESSONS:
         raise UserError(f"{source} is a checkpoint of {lesson}: choose one of {', '.join(LESSONS)}")
     return importlib.import_module(LESSONS[lesson]).load(source, sha256=sha256)

@@ -1,6 +1,6 @@
 """Draw samples from a trained network in batches, with a progress bar."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,13 @@ def draw_samples(
                     frames.append(xt[:16].cpu())
             images.append(xt.cpu())
     return Samples(torch.cat(images), frames)
+
+
+def last_images(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """The images (B, C, H, W) at the end of a trajectory, of which only one step is in memory."""
+    for _, xt in trajectory:
+        images = xt
+    return images
 
 
 def save_samples(folder: Path, samples: Samples, npz: bool = False) -> None:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
 from common.data import Batches, Images, load_images
-from common.ema import Ema
 from common.errors import UserError, one_line
 from common.files import (
     ROOT,
@@ -29,6 +28,7 @@ from common.files import (
     remove_unfinished,
 )
 from common.options import TrainingOptions
+from common.training_state import TrainingState
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -58,10 +58,7 @@ class Run:
         self.folder = Path(options.output_dir or self.lesson_dir / "output")
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
-        self.totals: dict[str, float] = {}  # sums since the last row of metrics.csv
-        self.counts: dict[str, float] = {}
-        self.stop_signal = self.num_bad_steps = 0
-        self.evaluation_seconds = 0.0
+        self.stop_signal, self.evaluation_seconds = 0, 0.0
         self.is_evaluating = False
         torch.manual_seed(options.seed)
 
@@ -150,8 +147,8 @@ class Run:
             config: what is needed besides the options to rebuild the network.
             state: model, ema, optimizer and any further modules.
         """
-        self.config, self.tracked = {**asdict(self.options), **config}, state
-        initialise_state(state["optimizer"])
+        self.config = {**asdict(self.options), **config}
+        self.state = TrainingState(self.device, **state)
         paths_and_device = {*checkpoint.PATHS, "device"}
         same = {name: v for name, v in self.config.items() if name not in paths_and_device}
         distributed.check_agreement({"data": self.data.name, "first step": self.start, **same})
@@ -165,7 +162,7 @@ class Run:
         where = f"{number}{self.device.type}: {device.hardware(self.device)}"
         self.say(f"{where}, {'bfloat16' if lower else 'float32'}; files in {self.folder}")
         if self.resumed:
-            self.restore(self.resumed)
+            self.state.restore(self.resumed)
             self.resumed = None  # its tensors are a file in memory, which may now be removed
             self.say(f"Resumed after step {self.start:,}")
         elif self.options.start_from:
@@ -174,37 +171,11 @@ class Run:
             initial.fill(state["ema"].module)
             self.say(f"Weights of {initial.source}, trained for {initial.step:,} steps")
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint except random states. They are the run's own, not copies."""
-        return state_tensors(**self.tracked)
-
-    def scalars(self) -> dict[str, Any]:
-        names = ("totals", "counts", "num_bad_steps")
-        return {name: getattr(self, name) for name in names}
-
-    def random_states(self) -> dict[str, Tensor]:
-        states = device.random_states(self.device)
-        return {f"rng.{name}": state for name, state in states.items()}
-
-    def restore(self, resumed: Checkpoint) -> None:
-        """Restore a checkpoint, after checking that it holds exactly what this run would save."""
-        tensors, random = self.tensors(), self.random_states()
-        checkpoint.check_template(resumed, {**tensors, **random}, self.scalars())
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(resumed.tensors[name])  # in place, to keep memory layouts
-        states = {name.removeprefix("rng."): resumed.tensors[name] for name in random}
-        with resumed.must_fit():
-            device.set_random_states(self.device, states)
-        for name, value in (resumed.training or {}).items():
-            setattr(self, name, value)
-
     def save(self) -> Path:
         """Write a checkpoint of this step, then remove all but the last two."""
         path = self.folder / f"checkpoint_{self.step:06d}.safetensors"
-        tensors = self.tensors() | self.random_states()
-        content = (self.lesson, self.config, self.data.name, self.step, tensors, self.scalars())
-        checkpoint.save(path, Checkpoint(*content))
+        content = (self.lesson, self.config, self.data.name, self.step)
+        checkpoint.save(path, Checkpoint(*content, self.state.tensors(), self.state.scalars))
         self.remove_old_checkpoints()
         return path
 
@@ -285,8 +256,8 @@ class Run:
         """Collect the values (B,) of the whole batch from all processes, detached."""
         return distributed.gather(rows)
 
-    def is_finite(self, losses: Tensor, t: Tensor, grad_norm: Tensor) -> bool:
-        """Whether loss and gradient are finite. If not, skip the step: it counts as bad.
+    def skip_step(self, losses: Tensor, t: Tensor, grad_norm: Tensor) -> bool:
+        """Whether the step must be skipped because loss or gradient is not finite. It is counted.
 
         Raises:
             UserError: there were more than max_bad_steps; weights and checkpoints are intact.
@@ -294,46 +265,63 @@ class Run:
         values = {"loss": float(losses.mean()), "grad_norm": float(grad_norm)}
         bad = [f"{name} became {v}" for name, v in values.items() if not math.isfinite(v)]
         if not bad:
-            return True
+            return False
         worst = losses.nan_to_num(nan=math.inf).argmax()
-        quarter = int((t[worst] - 1) * 4 // self.options.num_timesteps) + 1
-        what = f"{bad[0]} at step {self.step} (worst at t in quarter {quarter} of 4)"
-        self.num_bad_steps += 1
-        allowed = self.options.max_bad_steps
-        if self.num_bad_steps > allowed:
+        what = f"{bad[0]} at step {self.step} (worst at t in quarter {self.quarter(t[worst])} of 4)"
+        self.state.scalars["num_bad_steps"] += 1
+        number, allowed = self.state.scalars["num_bad_steps"], self.options.max_bad_steps
+        if number > allowed:
             advice = "Try a lower --learning_rate, or --precision float32"
             raise UserError(f"{what}; {self.last_checkpoint()}. {advice}")
-        self.say(f"{what}: step skipped, {self.num_bad_steps} of {allowed} allowed")
-        return False
+        self.say(f"{what}: step skipped, {number} of {allowed} allowed")
+        return True
 
-    def record(self, losses: Tensor, t: Tensor, **scalars: float | Tensor) -> None:
-        """Add a step's losses (B,) at times t (B,) and other scalars to the means in the next row
-        of metrics.csv. Steps with values that are not finite are skipped."""
-        values = {"loss": losses.mean(), **scalars}
+    def quarter(self, t: Tensor) -> Tensor:
+        """1 to 4: the quarter of 1..T that t is in."""
+        return (t - 1) * 4 // self.options.num_timesteps + 1
+
+    def record(
+        self, losses: Tensor, t: Tensor, by_quarter: Tensor | None = None, **scalars: Tensor
+    ) -> None:
+        """Add a step to the means in the next row of metrics.csv, unless it has a value that is not
+        finite.
+
+        Args:
+            losses: (B,), for the column loss.
+            t: (B,), their times.
+            by_quarter: (B,), for the columns loss_quarter_1 ... 4; the losses unless given.
+            scalars: values of further columns.
+        """
+        values = {"loss": float(losses.mean()), "learning_rate": self.learning_rate}
+        values |= {name: float(value) for name, value in scalars.items()}
         if not all(math.isfinite(value) for value in values.values()):
             return
-        quarter = (t - 1) * 4 // self.options.num_timesteps
-        columns = {name: torch.as_tensor(value).view(1) for name, value in values.items()}
-        columns |= {f"loss_quarter_{k + 1}": losses[quarter == k] for k in range(4)}
+        columns = {name: torch.tensor([value]) for name, value in values.items()}
+        parts, quarter = losses if by_quarter is None else by_quarter, self.quarter(t)
+        columns |= {f"loss_quarter_{k}": parts[quarter == k] for k in (1, 2, 3, 4)}
+        totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
         for name, value in columns.items():
-            self.totals[name] = self.totals.get(name, 0.0) + float(value.double().sum())
-            self.counts[name] = self.counts.get(name, 0.0) + len(value)
+            totals[name] = totals.get(name, 0.0) + float(value.double().sum())
+            counts[name] = counts.get(name, 0.0) + len(value)
         if self.step % 10 == 0:
-            mean = self.totals["loss"] / self.counts["loss"]
+            mean = totals["loss"] / counts["loss"]
             self.bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
 
     def log(self, **figures: float | Tensor) -> None:
         """Write a row of metrics.csv: the means since the last row, and these values."""
-        if not self.counts:
+        totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
+        if not counts:
             return  # every step since the last row was skipped
-        counts = sorted(self.counts.items())  # in one order, also after --resume
-        means = {name: self.totals[name] / (n or math.nan) for name, n in counts}
+        names = sorted(counts)  # in one order, also after --resume
+        means = {name: totals[name] / (counts[name] or math.nan) for name in names}
         seconds = time.perf_counter() - self.began - self.evaluation_seconds
-        images = self.options.batch_size * min(self.counts["loss"], self.step - self.start)
+        images = self.options.batch_size * min(counts["loss"], self.step - self.start)
         row = {"step": self.step, **means, **{name: float(v) for name, v in figures.items()}}
         row["images_per_second"] = images / max(seconds - self.logged_seconds, 1e-9)
         append_row(self.metrics, row)
-        self.logged_seconds, self.totals, self.counts = seconds, {}, {}
+        self.logged_seconds = seconds
+        totals.clear()
+        counts.clear()
 
     @contextmanager
     def evaluating(self, seed: int = 1) -> Iterator[None]:
@@ -374,29 +362,3 @@ def translate_error(run: Run, error: BaseException) -> None:
         line += f"{run.last_checkpoint()}. To resume: the same command with --resume"
     if line:
         raise UserError(line) from None
-
-
-def state_tensors(
-    model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, **modules: nn.Module
-) -> dict[str, Tensor]:
-    """The tensors of a run, by their names in a checkpoint."""
-    tensors = {"num_ema_updates": ema.n_averaged}
-    for name, module in {"model": model, "ema": ema.module, **modules}.items():
-        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    return tensors
-
-
-def initialise_state(optimizer: torch.optim.Optimizer) -> None:
-    """Create the optimiser's state, which PyTorch creates in the first step: zeros in the memory
-    layout of the parameters. Then --resume can compare a file with it and fill it."""
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # so that this step changes no weights; the loop sets the rate
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    for state in optimizer.state.values():
-        state["step"].zero_()

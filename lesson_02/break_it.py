@@ -95,7 +95,7 @@ def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:
 def no_noise(bench: Bench) -> dict[str, Tensor]:
     """The mean over all possible next images is blurred, and every step blurs further."""
     rows = {
-        "as it is": sample(bench, bench.process, "as it is"),
+        "unchanged": sample(bench, bench.process, "unchanged"),
         "no noise": sample(bench, broken(NoNoise, bench), "no noise"),
     }
     return decoded(bench, rows)
@@ -105,7 +105,7 @@ def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[
     """The bound becomes clearly worse; the samples hardly change."""
     x0, rows = load_x0(bench, num_images, data_dir), {}
     fixed = broken(FixedVariance, bench)
-    for name, process in {"as it is": bench.process, "fixed variance": fixed}.items():
+    for name, process in {"unchanged": bench.process, "fixed variance": fixed}.items():
         torch.manual_seed(bench.options.seed)
         num_terms = min(50, process.num_timesteps - 1)
         bits = process.bits_per_dim(bench.model, x0, num_terms).total

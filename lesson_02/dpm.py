@@ -7,7 +7,6 @@ with t (B,) multiplies images (B, C, H, W). A point in the plane is (B, 2, 1, 1)
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -17,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.sampling import last_images
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Number = TypeVar("Number", float, Tensor)
 NUM_BUMPS = 10
 LN2 = math.log(2)
-L_NULL = -0.5 * math.log2(
-    2 * math.pi * math.e
-)  # mean log2 density under N(0, 1), for data of mean square 1
+# The mean log2 density under N(0, 1) of data with mean square 1.
+L_NULL = -0.5 * math.log2(2 * math.pi * math.e)
 
 
 class Gaussian(NamedTuple):
@@ -58,55 +57,6 @@ class Rates(NamedTuple):
     posterior_x0_coef: Tensor  # coefficients of x0 and xt in the posterior mean
     posterior_xt_coef: Tensor
     posterior_log_var: Tensor
-
-
-class Scaler(NamedTuple):
-    """Turns images into data of mean 0 and variance 1, and back.
-
-    mean, std: one number each for all pixels, on the scale of the levels 0..255.
-    """
-
-    mean: float
-    std: float
-
-    @classmethod
-    def fit(cls, levels: Tensor) -> "Scaler":
-        """The scaler of a data set (N, C, H, W) of levels 0..255."""
-        count = torch.bincount(levels.flatten(), minlength=256).double()
-        value, frequency = torch.arange(256.0, dtype=torch.float64), count / count.sum()
-        mean = (frequency * value).sum()
-        std = (frequency * (value - mean) ** 2).sum().sqrt()
-        if std == 0:
-            raise UserError(
-                "all training images have the same grey value: they cannot be standardised"
-            )
-        return cls(mean.item(), std.item())
-
-    def encode(self, images: Tensor, dequantize: bool = True) -> Tensor:
-        """x0 from images in [-1, 1]: add uniform noise of one level's width, then standardise
-        [SD15, the code].
-
-        x0 = (level + u - mean) / std,  u ~ U(-½, ½)
-
-        Without u the data are discrete. A density can then be arbitrarily large on the 8-bit grid,
-        so that only the noise of the first step, β_1, limits K.
-        """
-        levels = images * 127.5 + 127.5
-        if dequantize:
-            levels = levels + torch.rand_like(levels) - 0.5
-        return (levels - self.mean) / self.std
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Images in [-1, 1] from x0."""
-        return (x0 * self.std + self.mean) / 127.5 - 1
-
-    def bits_per_level(self, bits_per_dim: Number) -> Number:
-        """Bits per dimension of the 8-bit images, from those of x0.
-
-        The probability of a level is the integral of the density of x0 over the level's width,
-        1/std. By Jensen's inequality, a level costs at most log2(std) bits more than x0.
-        """
-        return math.log2(self.std) + bits_per_dim
 
 
 def k_minus_null(bits_per_dim: Number, channels: int) -> Number:
@@ -333,7 +283,7 @@ class DPM(nn.Module):
 
     def sample(self, model: Network, x_T: Tensor) -> Tensor:
         """The images at the end of the trajectory from x_T (B, C, H, W)."""
-        return last(self.trajectory(model, x_T))
+        return last_images(self.trajectory(model, x_T))
 
     def posterior_trajectory(
         self, model: Network, y: Tensor, noise_var: Tensor
@@ -353,13 +303,7 @@ class DPM(nn.Module):
 
     def posterior_sample(self, model: Network, y: Tensor, noise_var: Tensor) -> Tensor:
         """The images at the end of a posterior trajectory."""
-        return last(self.posterior_trajectory(model, y, noise_var))
-
-
-def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """The images at the end of a trajectory; earlier ones are freed."""
-    [(_, images)] = deque(trajectory, maxlen=1)
-    return images
+        return last_images(self.posterior_trajectory(model, y, noise_var))
 
 
 def strata(T: int, num_terms: int | None = None) -> list[int]:

@@ -17,10 +17,11 @@ from common.ema import Ema
 from common.pictures import save_grid, save_plot
 from common.sampling import save_samples
 from common.training import Run
-from lesson_02.dpm import DPM, L_NULL, Pair, Scaler, draw_times, erasing_beta, k_minus_null, strata
+from lesson_02.dpm import DPM, L_NULL, Pair, draw_times, erasing_beta, k_minus_null, strata
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 from lesson_02.sample_mnist import draw, save_forward
+from lesson_02.scaler import Scaler
 
 
 def main(options: DPMOptions, network: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "data_mean": scaler.mean, "data_std": scaler.std}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
+        wrapped = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
         average = cast(Pair, ema.module)
 
         for step in run.steps():
@@ -48,17 +49,17 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
             t, weight = draw_times(len(x0), edges, run.device)
             x0, t_shard, eps, weight = run.shard(x0, t, torch.randn_like(x0), weight)
             with run.autocast():  # L_null - K [SD15 Eq. 14], estimated from one t per image
-                losses = weight * process.vlb_term(trained, x0, t_shard, eps) - process.ceiling()
+                losses = weight * process.vlb_term(wrapped, x0, t_shard, eps) - process.ceiling()
             losses.mean().backward()
             losses = run.gather(losses)
             grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = run.learning_rate
-            if run.is_finite(losses, t, grad_norm):
+            if not run.skip_step(losses, t, grad_norm):
                 optimizer.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
-            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
+            run.record(losses, t, grad_norm=grad_norm)
             if run.due("log"):
                 run.log(**bounds(run, average, encode, min(128, options.num_bound_images), 16))
             if run.due("preview"):
@@ -121,7 +122,7 @@ def save_bound(folder: Path, ceiling: float) -> None:
     }
     curves["ceiling"] = (steps, [ceiling] * len(steps))
     title = "The bound K, above that of an isotropic Gaussian, and the highest that β_1 allows."
-    label = "K - L_null, bits a pixel"
+    label = "K - L_null, bits per pixel"
     save_plot(folder / "bound.png", curves, "training step", label, title, yscale="linear")
 
 

@@ -54,9 +54,9 @@ def draw(bench: Bench, process: DDPM, network: Network, name: str, **options: An
 
 
 @cache
-def as_it_is(bench: Bench) -> Tensor:
+def unchanged(bench: Bench) -> Tensor:
     """The lesson's own samples, drawn once for all breaks."""
-    return draw(bench, bench.process, bench.model, "as it is")
+    return draw(bench, bench.process, bench.model, "unchanged")
 
 
 class NoiseAtOne(DDPM):
@@ -75,7 +75,7 @@ def noise_at_1(bench: Bench) -> dict[str, Tensor]:
     beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
     broken = NoiseAtOne(beta, config["variance"]).to(bench.device)
     rows = {
-        "as it is": as_it_is(bench),
+        "unchanged": unchanged(bench),
         "noise at t = 1": draw(bench, broken, bench.model, "noise at t = 1"),
     }
     for name, x0 in rows.items():
@@ -94,7 +94,7 @@ def no_clipping(bench: Bench) -> dict[str, Tensor]:
     x0_hat = bench.process.predict_x0(x_T, t, bench.model(x_T, t))
     print(f"at t = T the estimate of the image has values {x0_hat.min():.1f} to {x0_hat.max():.1f}")
     return {
-        "as it is": as_it_is(bench),
+        "unchanged": unchanged(bench),
         "no clipping": draw(bench, bench.process, bench.model, "no clipping", clip_x0=False),
     }
 
@@ -145,7 +145,7 @@ def dropout_on(bench: Bench) -> dict[str, Tensor]:
             return model(xt, t)
 
     return {
-        "as it is": as_it_is(bench),
+        "unchanged": unchanged(bench),
         "dropout on": draw(bench, bench.process, network, "dropout on"),
     }
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, check_at_least
-from common.sampling import Trajectory
-from lesson_05.ddpm import Network
 
 V = TypeVar("V")
 
@@ -73,12 +71,6 @@ def drop(condition: Tensor, null: Tensor, probability: float) -> Tensor:
         raise UserError(f"drop_probability is {probability}: it must be from 0 to 1")
     dropped = torch.rand(len(condition), device=condition.device) < probability
     return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
-
-
-def conditional(trajectory: Trajectory, bind: Callable[[Tensor], Network]) -> Trajectory:
-    """Turn trajectory(network, x_T) into a function of (x_T, condition), whose network is
-    bind(condition)."""
-    return lambda x_T, condition: trajectory(bind(condition), x_T)
 
 
 def one_per_sample(values: Sequence[V], num_samples: int, name: str) -> list[V]:

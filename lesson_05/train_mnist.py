@@ -32,24 +32,24 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
         ema = Ema(model, options.ema_decay)
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         run.track({"network": network}, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
+        wrapped = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, _ = batches[step]
             t = torch.randint(1, T + 1, (len(x0),), device=run.device)
             eps = torch.randn_like(x0)
             with run.autocast():
-                losses = process.loss(trained, *run.shard(x0, t, eps))  # Algorithm 1, line 5
+                losses = process.loss(wrapped, *run.shard(x0, t, eps))  # Algorithm 1, line 5
             losses.mean().backward()
             losses = run.gather(losses)
             grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = run.learning_rate
-            if run.is_finite(losses, t, grad_norm):
+            if not run.skip_step(losses, t, grad_norm):
                 optimizer.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
-            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
+            run.record(losses, t, grad_norm=grad_norm)
             if run.due("log"):
                 with run.evaluating():
                     run.log(held_out_loss=held_out_loss(process, ema, data.test))

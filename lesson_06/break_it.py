@@ -55,7 +55,7 @@ def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
         if isinstance(layer, nn.Dropout):
             layer.p = 0.1
     x_T, rows = bench.noise(), {}
-    for name, model in [("as it is", bench.model), ("dropout on", broken)]:
+    for name, model in [("unchanged", bench.model), ("dropout on", broken)]:
         network = bind_digits(model, len(x_T))
         rows[name] = ddim_sample(network, bench.process, x_T, num_steps)
         rows[f"{name}, again"] = ddim_sample(network, bench.process, x_T, num_steps)

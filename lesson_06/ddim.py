@@ -9,7 +9,7 @@ times τ_1 < ... < τ_S; s < t are two neighbours among 0, τ_1, ..., τ_S.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.sampling import last_images
 from lesson_05.ddpm import DDPM, Network
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
@@ -157,7 +158,9 @@ def ddim_sample(
     sigma_hat: bool = False,
 ) -> Tensor:
     """The images (B, C, H, W) at the end of the trajectory from x_T [Song21 Section 4.2]."""
-    return last(ddim_trajectory(model, process, x_T, num_steps, eta, spacing, clip_x0, sigma_hat))
+    return last_images(
+        ddim_trajectory(model, process, x_T, num_steps, eta, spacing, clip_x0, sigma_hat)
+    )
 
 
 @torch.no_grad()
@@ -186,14 +189,7 @@ def ddim_encode(
 ) -> Tensor:
     """The noise (B, C, H, W) that ddim_sample with η = 0 maps to x0, up to the error of the steps
     [Song21 Section 4.3, 5.4]."""
-    return last(ddim_encode_trajectory(model, process, x0, num_steps, spacing))
-
-
-def last(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """The images at the end of a trajectory."""
-    for _, xt in trajectory:
-        images = xt
-    return images
+    return last_images(ddim_encode_trajectory(model, process, x0, num_steps, spacing))
 
 
 def slerp(x: Tensor, y: Tensor, frac: float) -> Tensor:

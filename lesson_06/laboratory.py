@@ -14,7 +14,7 @@ from common.data import from_uint8, load_images
 from common.errors import UserError, check_at_least
 from common.options import CheckpointOptions, DataOptions
 from common.pictures import save_plot, save_rows
-from common.sampling import inference
+from common.sampling import inference, last_images
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.guidance import one_per_sample
 from lesson_06.ddim import (
@@ -23,7 +23,6 @@ from lesson_06.ddim import (
     ddim_encode_trajectory,
     ddim_timesteps,
     ddim_trajectory,
-    last,
     slerp,
 )
 from lesson_06.sample_ddim import SHIPPED, SamplePlan, check_prompts, plan_samples
@@ -134,12 +133,12 @@ class Laboratory:
     def sample(self, x_T: Tensor, num_steps: int, **options: Any) -> Tensor:
         network, options = self.network(len(x_T)), {"spacing": self.spacing, **options}
         trajectory = ddim_trajectory(network, self.process, x_T, num_steps, **options)
-        return last(tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False))
+        return last_images(tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False))
 
     def encode(self, x0: Tensor, num_steps: int) -> Tensor:
         network = self.network(len(x0))
         trajectory = ddim_encode_trajectory(network, self.process, x0, num_steps, self.spacing)
-        return last(tqdm(trajectory, f"S = {num_steps}, encoding", num_steps, leave=False))
+        return last_images(tqdm(trajectory, f"S = {num_steps}, encoding", num_steps, leave=False))
 
 
 def draw_eta(

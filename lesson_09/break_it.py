@@ -59,7 +59,7 @@ def compare(
     broken: Callable[[Bench, ImprovedDDPM], dict[str, Tensor]], num_steps: int, bench: Bench
 ) -> dict[str, Tensor]:
     few = bench.process.strided(num_steps)
-    return {"as it is": draw(bench, few)} | broken(bench, few)
+    return {"unchanged": draw(bench, few)} | broken(bench, few)
 
 
 def draw(bench: Bench, process: ImprovedDDPM, clip_x0: bool = True) -> Tensor:

@@ -39,7 +39,7 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
         run.track(
             {"network": network}, model=model, ema=ema, optimizer=optimizer, timesteps=timesteps
         )
-        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
+        wrapped = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, _ = batches[step]
@@ -47,21 +47,21 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
             eps = torch.randn_like(x0)
             *batch, row_weight = run.shard(x0, t, eps, weight)
             with run.autocast():
-                simple, vlb = process.loss_terms(trained, *batch)
+                simple, vlb = process.loss_terms(wrapped, *batch)
             losses = row_weight * process.weighted(simple, vlb)  # Eq. 16, and 1 / (T p_t) of Eq. 18
             losses.mean().backward()
             losses, simple, vlb = map(run.gather, (losses, simple, vlb))
             grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = run.learning_rate
-            if run.is_finite(losses, t, grad_norm):
+            if not run.skip_step(losses, t, grad_norm):
                 timesteps.update(t, vlb)
                 optimizer.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
-            terms = {"loss": losses.mean(), "simple": (weight * simple).mean()}
+            terms = {"simple": (weight * simple).mean()}
             terms["vlb"] = T * (weight * vlb).mean()  # the sum over t, in bits per dimension
-            run.record(simple, t, **terms, grad_norm=grad_norm, learning_rate=run.learning_rate)
+            run.record(losses, t, by_quarter=simple, **terms, grad_norm=grad_norm)
             if run.due("log"):
                 with run.evaluating():
                     run.log(held_out_loss=held_out_loss(process, ema, data.test))

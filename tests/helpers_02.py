@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import TINY_RUN
 from torch import Tensor
 
 from lesson_02 import train_mnist
@@ -58,20 +59,7 @@ def zero(xt: Tensor, t: Tensor) -> Tensor:
 
 def train(folder: Path, **changes: Any) -> Path:
     """A tiny run on scikit-learn's digits; returns its folder."""
-    options = {
-        "output_dir": str(folder),
-        "device": "cpu",
-        "precision": "float32",
-        "dataset": "digits",
-        "num_timesteps": 20,
-        "num_training_steps": 4,
-        "batch_size": 8,
-        "num_warmup_steps": 2,
-        "log_every": 5,
-        "num_previews": 2,
-        "num_samples": 2,
-        "num_bound_images": 20,
-        **changes,
-    }
-    train_mnist.main(DPMOptions(**options), NETWORK)
+    tiny = {"num_timesteps": 20, "num_warmup_steps": 2, "num_bound_images": 20}
+    options = {**TINY_RUN, **tiny, **changes}
+    train_mnist.main(DPMOptions(output_dir=str(folder), **options), NETWORK)
     return folder

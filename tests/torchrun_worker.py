@@ -171,7 +171,7 @@ def training(folder: Path, name: str, killed: bool = False, last: bool = True) -
     def leave_a_note() -> None:
         """Called at the end of the training, before process 0 goes on alone."""
         digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
-        for key, tensor in sorted(runs[-1].tensors().items()):
+        for key, tensor in sorted(runs[-1].state.own_tensors().items()):
             digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
         note = folder / f"{name}_{distributed.rank()}_{life}"
         note.write_text("\n".join([digest.hexdigest(), *written]))

@@ -37,8 +37,9 @@ def toy_run(
             x = torch.randn(4, 2)
             losses = (model(x)[:, 0] - x.sum(1)) ** 2
             losses.mean().backward()
+            losses = run.gather(losses)
             t = torch.ones(4, dtype=torch.int64)
-            if run.is_finite(losses, t, torch.tensor(1.0)):
+            if not run.skip_step(losses, t, torch.tensor(1.0)):
                 optimizer.param_groups[0]["lr"] = run.learning_rate
                 optimizer.step()
                 ema.update_parameters(model)

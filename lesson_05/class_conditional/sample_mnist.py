@@ -1,10 +1,10 @@
 """Sample images of given classes, by Algorithm 2 of Ho et al. 2020."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import checkpoint, cli
 from common.errors import UserError, check_at_least
@@ -12,7 +12,7 @@ from common.options import SamplingOptions
 from common.sampling import draw_samples, inference, save_samples
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, Variance, linear_beta
-from lesson_05.guidance import conditional, one_per_sample
+from lesson_05.guidance import one_per_sample
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 
@@ -45,9 +45,10 @@ def main(
             raise UserError(f"label {label} is not known: choose 0 to {model.num_classes - 1}")
     with inference(options, "lesson_05.class_conditional") as (folder, device):
         process, model = process.to(device), model.to(device)
-        trajectory = conditional(
-            partial(process.trajectory, clip_x0=clip_x0), partial(model.bind, guidance=guidance)
-        )
+
+        def trajectory(x_T: Tensor, label: Tensor) -> Iterator[tuple[int, Tensor]]:
+            return process.trajectory(model.bind(label, guidance), x_T, clip_x0)
+
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, torch.tensor(labels))
     save_samples(folder, samples, options.save_npz)

@@ -14,7 +14,7 @@ from common.training import Run
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.class_conditional.sample_mnist import save_labels
 from lesson_05.ddpm import DDPM, linear_beta, preview
-from lesson_05.guidance import conditional, drop
+from lesson_05.guidance import drop
 from lesson_05.options import ConditionalOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.train_mnist import held_out_loss, save_losses
@@ -29,14 +29,14 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
         process = DDPM(linear_beta(T, options.beta_1, options.beta_T), options.variance)
         process.to(run.device)
         network = {"image_channels": data.channels, "image_size": data.size, **network}
-        num_classes = int(data.train_labels.max()) + 1
+        num_classes = data.num_classes
         model = run.prepare(ClassConditionalUNet(num_classes, **network))
         ema = Ema(model, options.ema_decay)
         averaged = cast(ClassConditionalUNet, ema.module)
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "num_classes": num_classes}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
+        wrapped = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, label = batches[step]
@@ -45,17 +45,17 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
             eps = torch.randn_like(x0)
             *batch, label = run.shard(x0, t, eps, label)
             with run.autocast():
-                losses = process.loss(partial(trained, label=label), *batch)
+                losses = process.loss(partial(wrapped, label=label), *batch)
             losses.mean().backward()
             losses = run.gather(losses)
             grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = run.learning_rate
-            if run.is_finite(losses, t, grad_norm):
+            if not run.skip_step(losses, t, grad_norm):
                 optimizer.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
-            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
+            run.record(losses, t, grad_norm=grad_norm)
             if run.due("log"):
                 with run.evaluating():
                     bound = averaged.bind(data.test_labels[:256].to(run.device))
@@ -72,8 +72,14 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
         if options.num_samples > 0:
             label = torch.arange(options.num_samples) % num_classes
             with run.evaluating(options.seed):
-                trajectory = conditional(process.trajectory, averaged.bind)
-                samples = draw_samples(trajectory, len(label), data.shape, T, run.device, label)
+                samples = draw_samples(
+                    lambda x_T, label: process.trajectory(averaged.bind(label), x_T),
+                    options.num_samples,
+                    data.shape,
+                    T,
+                    run.device,
+                    label,
+                )
             save_samples(run.folder, samples)
             save_labels(run.folder / "labels.txt", label.tolist())
         run.finish("sample_mnist.py", "--labels", "3", "1", "4")

@@ -1,16 +1,17 @@
 """Sample images from text prompts by Algorithm 2 of Ho et al. 2020."""
 
 import random
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from common import checkpoint, cli
 from common.errors import check_at_least
 from common.options import SamplingOptions
 from common.sampling import draw_samples, inference, save_samples
 from lesson_05.ddpm import DDPM, Variance, linear_beta
-from lesson_05.guidance import conditional, one_per_sample
+from lesson_05.guidance import one_per_sample
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, digit_prompts, tokenize
 
@@ -43,9 +44,10 @@ def main(
     tokens = tokenize(prompts)
     with inference(options, "lesson_05.text_to_image") as (folder, device):
         process, model = process.to(device), model.to(device)
-        trajectory = conditional(
-            partial(process.trajectory, clip_x0=clip_x0), partial(model.bind, guidance=guidance)
-        )
+
+        def trajectory(x_T: Tensor, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+            return process.trajectory(model.bind(tokens, guidance), x_T, clip_x0)
+
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, tokens)
     save_samples(folder, samples, options.save_npz)

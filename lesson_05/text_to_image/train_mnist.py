@@ -14,7 +14,7 @@ from common.pictures import save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
-from lesson_05.guidance import conditional, drop
+from lesson_05.guidance import drop
 from lesson_05.options import TextToImageOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.text_to_image.network import TextToImageUNet
@@ -60,7 +60,7 @@ def train(
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
         config = {"network": network, "text": text}
         run.track(config, model=model, ema=ema, optimizer=optimizer)
-        trained = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
+        wrapped = run.distribute(model)  # the model itself unless torchrun or --accumulate is used
 
         for step in run.steps():
             x0, label = batches[step]
@@ -72,17 +72,17 @@ def train(
             *batch, tokens = run.shard(x0, t, eps, tokens)
             with run.autocast():
                 context = model.encode(tokens)
-                losses = process.loss(partial(trained, context=context), *batch)
+                losses = process.loss(partial(wrapped, context=context), *batch)
             losses.mean().backward()
             losses = run.gather(losses)
             grad_norm = clip_grad_norm_(model.parameters(), options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = run.learning_rate
-            if run.is_finite(losses, t, grad_norm):
+            if not run.skip_step(losses, t, grad_norm):
                 optimizer.step()
                 ema.update_parameters(model)
             optimizer.zero_grad()
 
-            run.record(losses, t, grad_norm=grad_norm, learning_rate=run.learning_rate)
+            run.record(losses, t, grad_norm=grad_norm)
             if run.due("log"):
                 with run.evaluating():
                     bound = averaged.bind(prompts[data.test_labels[:256].to(run.device), 0])
@@ -99,9 +99,14 @@ def train(
         if options.num_samples > 0:
             words = random_prompts(options.num_samples, options.seed)
             with run.evaluating(options.seed):
-                trajectory = conditional(partial(sampler.trajectory, process), averaged.bind)
-                tokens, S = tokenize(words), sampler.num_steps
-                samples = draw_samples(trajectory, len(words), data.shape, S, run.device, tokens)
+                samples = draw_samples(
+                    lambda x_T, tokens: sampler.trajectory(process, averaged.bind(tokens), x_T),
+                    options.num_samples,
+                    data.shape,
+                    sampler.num_steps,
+                    run.device,
+                    tokenize(words),
+                )
             save_samples(run.folder, samples)
             save_prompts(run.folder / "prompts.txt", words)
         run.finish(sampler.script, "--prompts", "seven", "3")

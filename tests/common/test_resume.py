@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import stress
 import torch
-from helpers import NETWORK, error_line, metrics, same, train
+from helpers import (
+    NETWORK,
+    assert_same_results,
+    error_line,
+    metrics,
+    same,
+    signal_after,
+    train,
+)
 from toy import toy_run
 
 from common import checkpoint, cli
@@ -26,15 +34,7 @@ def test_forty_steps_equal_twenty_a_signal_and_twenty(tmp_path, monkeypatch, cap
     settings = {"num_training_steps": 40, "decay_learning_rate": True, "log_every": 7}
     settings |= {"num_samples": 1}
     whole = train(tmp_path / "whole", **settings)
-    steps = iter(range(1, 41))
-    update = train_mnist.Ema.update_parameters
-
-    def update_and_signal(self, model):
-        update(self, model)
-        if next(steps) == 20:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(train_mnist.Ema, "update_parameters", update_and_signal)
+    signal_after(monkeypatch, 20, number)
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path / "parts", **settings)
     assert stopped.value.code == 128 + number
@@ -44,13 +44,8 @@ def test_forty_steps_equal_twenty_a_signal_and_twenty(tmp_path, monkeypatch, cap
     with (parts / "metrics.csv").open("a") as log:
         log.write("35,9,9,9,9,9,9,9,9,9\n")  # as left by a run that was killed later
     train(parts, **settings, resume="latest")
-    files = [folder / "checkpoint_000040.safetensors" for folder in (whole, parts)]
-    assert files[0].read_bytes() != b""
-    one, other = (checkpoint.load(file) for file in files)
-    assert same(one.tensors, other.tensors)
-    assert same(one.training, other.training)
-    assert metrics(whole) == metrics(parts)
-    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+    assert saved(parts)[-1].name == "checkpoint_000040.safetensors"
+    assert_same_results(whole, parts)
 
 
 def test_rows_after_the_checkpoint_are_dropped_and_written_anew(tmp_path):

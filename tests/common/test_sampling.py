@@ -4,6 +4,7 @@ import contextlib
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,5 +151,5 @@ def test_no_code_names_a_device_or_a_path_of_a_machine():
     for path in ROOT.glob("[clb]*/**/*.py"):
         text = path.read_text()
         assert ".cuda()" not in text, path
-        assert "/home/" not in text, path
-        assert "/work/" not in text, path
+        assert str(ROOT) not in text, path
+        assert str(Path.home()) not in text or Path.home() == Path("/"), path

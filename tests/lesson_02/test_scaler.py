@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from lesson_02.dpm import L_NULL, Scaler, k_minus_null
+from lesson_02.dpm import L_NULL, k_minus_null
+from lesson_02.scaler import Scaler
 
 
 def test_standardised_data_have_mean_zero_and_variance_one():

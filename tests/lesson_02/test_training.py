@@ -12,17 +12,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from helpers import ROOT, metrics, same
+from helpers import ROOT, assert_same_results, metrics, signal_after
 from helpers_02 import train
 from PIL import Image
 
 from common import checkpoint, training
 from common.data import Images, load_images
 from common.pictures import save_grid
-from lesson_02 import sample_mnist, train_mnist
-from lesson_02.dpm import L_NULL, Scaler, erasing_beta
+from lesson_02 import sample_mnist
+from lesson_02.dpm import L_NULL, erasing_beta
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
+from lesson_02.scaler import Scaler
 
 
 def test_a_run_writes_its_files_and_both_bounds(tiny):
@@ -59,26 +60,13 @@ def test_resume_with_learned_rates_is_bit_exact(tmp_path, monkeypatch, capsys):
     settings = {"num_training_steps": 20, "learned_beta": True, "num_samples": 1, "log_every": 10}
     settings |= {"batch_size": 16}
     whole = train(tmp_path / "whole", **settings)
-    steps = iter(range(1, 21))
-    update = train_mnist.Ema.update_parameters
-
-    def update_and_signal(self, model):
-        update(self, model)
-        if next(steps) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train_mnist.Ema, "update_parameters", update_and_signal)
+    signal_after(monkeypatch, 10, signal.SIGTERM)
     parts = tmp_path / "parts"
     with pytest.raises(SystemExit) as stopped:
         train(parts, **settings)
     assert stopped.value.code == 128 + signal.SIGTERM
     train(parts, **settings, resume="latest")
-    file = "checkpoint_000020.safetensors"
-    one, other = (checkpoint.load(folder / file) for folder in (whole, parts))
-    assert same(one.tensors, other.tensors)
-    assert same([one.config, one.training], [other.config, other.training])
-    assert metrics(whole) == metrics(parts)
-    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+    assert_same_results(whole, parts)
 
 
 def test_learned_rates_are_averaged_and_saved(tmp_path):

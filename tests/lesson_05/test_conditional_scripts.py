@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NETWORK
+from helpers import NETWORK, TINY_RUN
 from small_networks import TEXT, save_small_checkpoint
 
 from common.errors import UserError
@@ -20,19 +20,8 @@ PICTURES = {"samples.png", "reverse.gif", "forward.png", "losses.png", "samples_
 
 def tiny(folder: Path, **changes: Any) -> dict[str, Any]:
     """The options of a tiny training run."""
-    return {
-        "output_dir": str(folder),
-        "device": "cpu",
-        "precision": "float32",
-        "dataset": "digits",
-        "num_timesteps": 30,
-        "num_training_steps": 3,
-        "batch_size": 8,
-        "num_warmup_steps": 2,
-        "num_previews": 2,
-        "num_samples": 2,
-        **changes,
-    }
+    steps = {"num_timesteps": 30, "num_training_steps": 3, "num_warmup_steps": 2}
+    return {**TINY_RUN, "output_dir": str(folder), **steps, **changes}
 
 
 def names(folder: Path) -> set[str]:

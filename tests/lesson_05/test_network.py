@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers_names import diffusers_name
+from diffusers_unet import assert_equal_outputs, copy_weights, perturb
 from helpers import NETWORK
 from torch import nn
 
@@ -40,26 +40,10 @@ def test_network_equals_the_published_one_layer_for_layer():
         norm_eps=1e-6,
         norm_num_groups=32,
     ).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    perturb(theirs, 0.02)
     ours = UNet(3, image_size=32).eval()
-    weights, state = theirs.state_dict(), {}
-    for name in ours.state_dict():
-        if ".qkv." in name:
-            parts = [diffusers_name(name).replace("qkv", f"to_{part}") for part in "qkv"]
-            state[name] = torch.cat([weights.pop(part) for part in parts])
-        else:
-            state[name] = weights.pop(diffusers_name(name))
-    assert not weights  # all of theirs were used
-    ours.load_state_dict(state)
-    xt = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        for t in (1, 500, 1000):
-            out = ours(xt, torch.tensor([t, t]))
-            expected = theirs(xt, torch.tensor([t - 1, t - 1])).sample
-            assert (out - expected).abs().max() < 1e-4
-            assert out.std() > 0.1
+    copy_weights(theirs, ours, torch.cat)
+    assert_equal_outputs(ours, theirs, (1, 500, 1000))
 
 
 def test_embedding_is_sines_then_cosines_of_t_minus_one():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NETWORK, same
+from helpers import NETWORK, TINY_RUN, same
 from small_networks import TEXT
 
 from common import checkpoint
@@ -16,19 +16,8 @@ from lesson_06 import train_mnist as lesson_6
 
 def train(lesson: Any, folder: Path, steps: int, **changes: Any) -> dict[str, Any]:
     """The averaged weights after a tiny run of that lesson."""
-    options = {
-        "output_dir": str(folder),
-        "device": "cpu",
-        "precision": "float32",
-        "dataset": "digits",
-        "num_timesteps": 30,
-        "num_training_steps": steps,
-        "batch_size": 8,
-        "num_warmup_steps": 2,
-        "num_previews": 2,
-        "num_samples": 0,
-        **changes,
-    }
+    counts = {"num_timesteps": 30, "num_training_steps": steps, "num_warmup_steps": 2}
+    options = {**TINY_RUN, "output_dir": str(folder), **counts, "num_samples": 0, **changes}
     make = lesson_6.Options if lesson is lesson_6 else TextToImageOptions
     lesson.main(make(**options), NETWORK, TEXT)
     content = checkpoint.load(str(folder / f"checkpoint_{steps:06d}.safetensors"))

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import yaml
-from diffusers_names import diffusers_name
+from diffusers_unet import assert_equal_outputs, copy_weights, perturb
 from helpers import NETWORK, ROOT
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from lesson_09.unet import ResidualBlock, SelfAttention, UNet, Upsample, timestep_embedding
@@ -43,27 +43,15 @@ def test_network_equals_the_official_one_layer_for_layer():
         norm_eps=1e-5,
         norm_num_groups=4,
     ).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    perturb(theirs, 0.05)
     ours = UNet(3, 32, True, channels=16, num_blocks=2, num_groups=4, num_heads=4).eval()
-    weights, state = theirs.state_dict(), {}
-    for name in ours.state_dict():
-        if ".qkv." in name:
-            parts = [diffusers_name(name).replace("qkv", f"to_{part}") for part in "qkv"]
-            heads = [weights.pop(part).unflatten(0, (4, 8)) for part in parts]
-            state[name] = torch.stack(heads, 1).flatten(0, 2)  # ours: each head's q, k and v
-        else:
-            state[name] = weights.pop(diffusers_name(name))
-    assert not weights  # all of theirs were used
-    ours.load_state_dict(state)
-    xt = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        for t in (1, 500, 4000):
-            out = ours(xt, torch.tensor([t, t]))
-            expected = theirs(xt, torch.tensor([t - 1, t - 1])).sample
-            assert (out - expected).abs().max() < 1e-4
-            assert out.std() > 0.1
+
+    def join(qkv: list[Tensor]) -> Tensor:
+        """Four heads of 8 channels: ours holds q, k and v of each head in turn."""
+        return torch.stack([part.unflatten(0, (4, 8)) for part in qkv], 1).flatten(0, 2)
+
+    copy_weights(theirs, ours, join)
+    assert_equal_outputs(ours, theirs, (1, 500, 4000))
 
 
 def test_attention_equals_scaled_dot_product_attention():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import runpy
 import shlex
@@ -13,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NETWORK, ROOT, error_line, metrics, same
+from helpers import (
+    NETWORK,
+    ROOT,
+    TINY_RUN,
+    assert_same_results,
+    error_line,
+    metrics,
+    signal_after,
+)
 
 from common import checkpoint
 from lesson_09 import evaluate, sample_mnist, train_mnist
@@ -26,22 +33,8 @@ QUICK = NETWORK | {"multipliers": [1, 1, 2], "attention_resolutions": [7], "num_
 
 def train(folder: Path, **changes: Any) -> Path:
     """A tiny run on scikit-learn's digits; returns its folder."""
-    options = {
-        "output_dir": str(folder),
-        "device": "cpu",
-        "precision": "float32",
-        "dataset": "digits",
-        "num_timesteps": 60,
-        "num_training_steps": 4,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "log_every": 5,
-        "num_previews": 2,
-        "num_samples": 2,
-        "num_steps": 5,
-        **changes,
-    }
-    train_mnist.main(IDDPMOptions(**options), QUICK)
+    options = {**TINY_RUN, "learning_rate": 1e-3, "num_steps": 5, **changes}
+    train_mnist.main(IDDPMOptions(output_dir=str(folder), **options), QUICK)
     return folder
 
 
@@ -74,15 +67,7 @@ def test_resume_with_the_loss_aware_sampler_is_bit_exact(tmp_path, monkeypatch):
     settings |= {"timestep_sampler": "loss_aware", "simple_weight": 0.0, "vlb_weight": 1.0}
     settings |= {"num_samples": 1, "num_steps": None, "batch_size": 16, "log_every": 10}
     whole = train(tmp_path / "whole", **settings)
-    steps = iter(range(1, 21))
-    update = train_mnist.Ema.update_parameters
-
-    def update_and_signal(self, model):
-        update(self, model)
-        if next(steps) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train_mnist.Ema, "update_parameters", update_and_signal)
+    signal_after(monkeypatch, 10, signal.SIGTERM)
     parts = tmp_path / "parts"
     with pytest.raises(SystemExit) as stopped:
         train(parts, **settings)
@@ -92,12 +77,7 @@ def test_resume_with_the_loss_aware_sampler_is_bit_exact(tmp_path, monkeypatch):
     sampler.load_state_dict({name: tensors[f"timesteps.{name}"] for name in ("terms", "seen")})
     assert sampler.weights().max() > 1.5 * sampler.weights().min()  # the state matters
     train(parts, **settings, resume="latest")
-    last = "checkpoint_000020.safetensors"
-    one, other = (checkpoint.load(folder / last) for folder in (whole, parts))
-    assert same(one.tensors, other.tensors)
-    assert one.training == other.training
-    assert metrics(whole) == metrics(parts)
-    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+    assert_same_results(whole, parts)
 
 
 def test_samples_in_few_steps_and_with_each_variance(hybrid, fixed, tmp_path, capsys):
