@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
-from common.data import load_images, to_uint8
+from common.data import load_images_for, to_uint8
 from common.device import pick_device
 from common.errors import UserError, check_at_least, one_line
 from common.options import CheckpointOptions
@@ -51,7 +51,7 @@ def main(
     if not widths or not all(0 < width < math.inf for width in widths):
         raise UserError(f"bandwidths is {widths}: it must be one or more numbers above 0")
     process, model, content = load(options.model_checkpoint, options.sha256)
-    data = load_images(content.dataset, data_dir)
+    data = load_images_for(content, content.dataset, data_dir)
     centres = None if samples is None else read_samples(samples, content.image_shape)
     count = num_samples if centres is None else len(centres)
     validation, rest = data.train[-num_validation:], data.train[:-num_validation]
