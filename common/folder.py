@@ -58,7 +58,9 @@ def read_folder(data_dir: str | Path | None, size: Size, channels: int | None) -
     folder = expand(data_dir)
     files = hold_out(find_files(folder))
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(sum_of, tqdm(files.paths, "checking files", leave=False)))
+        sums = list(
+            pool.map(sum_of, tqdm(files.paths, "checking files", leave=False, disable=None))
+        )
     names = [os.path.relpath(path, folder) for path in files.paths]
     path = cached(
         f"folder:{json.dumps([1, size, channels, names, sums, *files._replace(paths=[])])}"
@@ -67,7 +69,8 @@ def read_folder(data_dir: str | Path | None, size: Size, channels: int | None) -
     if not content.source:
         keep(path, content)
     if distributed.rank() == 0:
-        print(textwrap.fill(f"{folder}: {content.config['summary']}", 100), flush=True)
+        text = f"{folder}: {content.config['summary']}"
+        print(textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False), flush=True)
     return replace(content, sha256=checkpoint.digest(content.tensors))
 
 
@@ -208,12 +211,12 @@ def decoded(paths: Sequence[Path], size: Size, channels: int | None) -> Iterator
     from PIL import Image
 
     Image.init()  # before several threads would
-    read = partial(read_image, size=size, channels=channels)
-    bar = tqdm(total=len(paths), desc="decoding", unit="file", leave=False)
-    with bar, ThreadPoolExecutor() as pool, warnings.catch_warnings():
+    read, workers = partial(read_image, size=size, channels=channels), os.cpu_count() or 1
+    bar = tqdm(total=len(paths), desc="decoding", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for first in range(0, len(paths), 64):  # only so many images wait to be stored
-            for result in pool.map(read, paths[first : first + 64]):
+        for first in range(0, len(paths), 4 * workers):  # so many images may wait to be stored
+            for result in pool.map(read, paths[first : first + 4 * workers]):
                 yield result
                 bar.update()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.checkpoint import MAX_SIZES
 from common.data import Dataset
 from common.device import Precision
 from common.errors import UserError, check_above, check_at_least
@@ -58,7 +59,8 @@ class ImageOptions(DataOptions):
         if self.image_size is not None:
             if len(self.image_size) not in (1, 2):
                 raise UserError("image_size must be one number, or two: height and width")
-            check_at_least(1, image_size=min(self.image_size))
+            if not all(1 <= side <= MAX_SIZES["image_size"] for side in self.image_size):
+                raise UserError(f"image_size is {self.image_size}: it must be from 1 to 4,096")
             self.image_size = [self.image_size[0], self.image_size[-1]]
 
 

@@ -42,7 +42,8 @@ def main(
         num_images: test images; all of them if there are fewer.
         bandwidths: standard deviations of the window to choose from, for pixels in [0, 1]; 20 from
             0.05 to 0.5 unless given.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        data_dir: folder of the data, in torchvision's layout or your own; else $DIFFUSION_DATA,
+            else data/.
     """
     check_at_least(1, num_samples=num_samples, num_validation=num_validation)
     check_at_least(2, num_images=num_images)

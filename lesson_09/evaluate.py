@@ -48,7 +48,8 @@ def main(
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1], as in sampling.
         variance: variance of the reverse steps; as in training unless given.
         batch_size: images per batch.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        data_dir: folder of the data, in torchvision's layout or your own; else $DIFFUSION_DATA,
+            else data/.
     """
     check_at_least(2, num_images=num_images)
     check_at_least(1, batch_size=batch_size)
