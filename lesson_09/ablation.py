@@ -118,6 +118,8 @@ class Judge:
     """The classifier, and the features of real test images to compare samples with."""
 
     def __init__(self, data: Images, num_steps: int, device: torch.device) -> None:
+        if len(data.test) < 6:
+            raise UserError(f"{data}: to compare samples with them, 6 test images are needed")
         self.data = data
         self.classifier = quality.train_classifier(data, num_steps, device)
         order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))

@@ -50,11 +50,12 @@ class Classifier(nn.Module):
 
 
 def train_classifier(data: Images, num_steps: int, device: torch.device) -> Classifier:
-    """A classifier after num_steps batches of 128; reproducible on the same machine."""
+    """A classifier after num_steps batches of up to 128; reproducible on the same machine."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         model = Classifier(data.channels, data.size, len(data.classes)).to(device)
-        batches = Batches(data.train, data.train_labels, 128, 0, device)
+        count = min(128, len(data.train))
+        batches = Batches(data.train, data.train_labels, count, 0, device)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for step in range(1, num_steps + 1):
             images, labels = batches[step]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import TINY_RUN, error_line, train
 from PIL import Image
-from small_networks import TEXT, perturb
+from small_networks import TEXT, perturb, save_small_checkpoint
 from torch import nn
 
 from benchmarks.quality import evaluate as measure
@@ -57,7 +57,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny(images, tmp_path) -> dict[str, Any]:
     """The options of a tiny run on these images."""
     own = {"dataset": "folder", "data_dir": images, "output_dir": str(tmp_path / "run")}
-    return {**TINY_RUN, **own, "num_warmup_steps": 2, "num_timesteps": 12}
+    return {**TINY_RUN, **own, "num_warmup_steps": 2, "num_timesteps": 24}
 
 
 def words(*flags: object) -> list[str]:
@@ -83,6 +83,9 @@ def test_lesson_5_trains_resumes_and_interpolates(tiny, images, tmp_path):
     network = content.config["network"]
     train(half, {k: network[k] for k in NETWORK}, **tiny, checkpoint_every=2, resume="latest")
     assert (half / "samples.png").read_bytes() == (run / "samples.png").read_bytes()
+    for change in ({"image_size": [8]}, {"image_channels": 1}, {"data_dir": f"{images}/cat"}):
+        with pytest.raises(UserError, match="was trained on other images"):
+            train(half, NETWORK, **{**tiny, **change}, resume="latest")
     with Image.open(run / "forward.png") as picture:
         assert picture.size == (2 * (11 * 9 + 1), 2 * (2 * 13 + 1))  # two images are held out
     flags = ("--model_checkpoint", last(run), "--data_dir", images, "--output_dir", tmp_path)
@@ -90,14 +93,6 @@ def test_lesson_5_trains_resumes_and_interpolates(tiny, images, tmp_path):
     flags += ("--figure", "reconstruction", "--steps", 3, "--num_samples", 2)
     cli.run(laboratory.main, words(*flags))
     assert {"interpolation.png", "reconstruction.png"} <= {file.name for file in tmp_path.iterdir()}
-
-
-def test_a_run_is_not_resumed_with_other_images(tiny, images, tmp_path):
-    run = Path(tiny.pop("output_dir"))
-    train(run, NETWORK, **tiny)
-    for change in ({"image_size": [8]}, {"image_channels": 1}, {"data_dir": f"{images}/cat"}):
-        with pytest.raises(UserError, match="was trained on other images"):
-            train(run, NETWORK, **{**tiny, **change}, resume="latest")
 
 
 def test_classes_keep_their_names(tiny, images, tmp_path, capsys):
@@ -200,11 +195,14 @@ def test_image_sizes_that_no_network_has_are_refused(size):
         Checkpoint("lesson_05", {"network": {"image_size": None}}, "folder", 1, {})
 
 
-def test_wrong_classes_in_a_file_are_refused(tiny, tmp_path):
-    train_labels.main(ConditionalOptions(**tiny), NETWORK)
-    content = checkpoint.load(last(tmp_path / "run"))
+def test_wrong_classes_in_a_file_are_refused(tmp_path):
+    path = save_small_checkpoint(tmp_path, "lesson_05.class_conditional")  # it has ten
+    content = checkpoint.load(path)
     for classes in (["cat"], ["a", "b", "c"], "ab", [1, 2], {"a": 1}):
         content.config["classes"] = classes
-        checkpoint.save(tmp_path / "file.safetensors", content)
-        with pytest.raises(UserError, match=r"file.safetensors is damaged \(it"):
-            lessons.load(str(tmp_path / "file.safetensors"))
+        checkpoint.save(Path(path), content)
+        with pytest.raises(UserError, match=r"conditional.safetensors is damaged \(it"):
+            lessons.load(path)
+    content.config["classes"] = [f"class {letter}" for letter in "abcdefghij"]
+    checkpoint.save(Path(path), content)
+    assert lessons.load(path)[1].classes[9] == "class j"
