@@ -54,7 +54,7 @@ def read_folder(data_dir: str | Path | None, size: Size, channels: int | None) -
     the classes; num_train, after which the held-out images come; and a summary in words.
     """
     if not data_dir:
-        raise UserError("--dataset folder needs --data_dir, the folder of your images")
+        raise UserError("name the folder of your images with --data_dir")
     folder = expand(data_dir)
     files = hold_out(find_files(folder))
     with ThreadPoolExecutor() as pool:

@@ -318,7 +318,7 @@ def test_data_sets_are_resized_if_asked():
         ([], ["--data_dir", "{}"], "0 images to train on (skipped: none): it must have two"),
         ([(12, 8)], ["--data_dir", "{}"], "has 1 images to train on"),
         ([(12, 8), (8, 12)], ["--data_dir", "{}"], "differ in size, such as"),
-        ([(12, 8)] * 2, [], "--dataset folder needs --data_dir"),
+        ([(12, 8)] * 2, [], "name the folder of your images with --data_dir"),
         ([(12, 8)] * 2, ["--data_dir", "{}/none"], "none cannot be read (No such file"),
         ([(12, 8)] * 2, ["--data_dir", "{}/0.png"], "0.png cannot be read (Not a directory"),
         ([(12, 8)] * 9, ["--data_dir", "{}"], "batch_size is 64: it must be from 1 to 8"),

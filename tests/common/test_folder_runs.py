@@ -152,7 +152,7 @@ def test_lesson_2_trains_and_inpaints(tiny, images, tmp_path, capsys):
     cli.run(sample_dpm.main, words(*flags, "--data_dir", images))
     with Image.open(tmp_path / "inpainted.png") as picture:
         assert picture.size == (2 * (3 * 9 + 1), 2 * (2 * 13 + 1))
-    assert "needs --data_dir" in error_line(capsys, sample_dpm.main, *words(*flags))
+    assert "with --data_dir" in error_line(capsys, sample_dpm.main, *words(*flags))
     line = error_line(capsys, sample_dpm.main, *words(*flags, "--dataset", "digits"))
     assert "was not trained on images like digits" in line
     with pytest.raises(UserError, match="12x10, divisible by"):
