@@ -58,13 +58,13 @@ def read_folder(data_dir: str | Path | None, size: Size, channels: int | None) -
     folder = expand(data_dir)
     files = hold_out(find_files(folder))
     with ThreadPoolExecutor() as pool:
-        sums = list(
-            pool.map(sum_of, tqdm(files.paths, "checking files", leave=False, disable=None))
-        )
+        hashes = pool.map(sum_of, files.paths)
+        bar = tqdm(hashes, "checking files", len(files.paths), leave=False, disable=None)
+        sums = list(bar)
     names = [os.path.relpath(path, folder) for path in files.paths]
-    path = cached(
-        f"folder:{json.dumps([1, size, channels, names, sums, *files._replace(paths=[])])}"
-    )
+    key = [1, size, channels, names, sums, *files._replace(paths=[])]
+    path = cached(f"folder:{json.dumps(key)}")
+    path = path.parent / "images" / path.name
     content = from_cache(path) or decode(folder, files, size, channels)
     if not content.source:
         keep(path, content)
@@ -97,7 +97,10 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
                 [Path(root, name) for root, _, names in walk for name in names]
             )
     classes = {name: paths for name, paths in classes.items() if paths}
-    return classes or {folder.resolve().name: images([p for p in entries if not p.is_dir()])}
+    outside = images([path for path in entries if not path.is_dir()])
+    if classes and outside:
+        print(f"{len(outside):,} images beside the subfolders, the classes, are not used")
+    return classes or {folder.resolve().name: outside}
 
 
 def hold_out(classes: dict[str, list[Path]]) -> Files:
@@ -141,6 +144,7 @@ def keep(path: Path, content: Checkpoint) -> None:
     """Write the images to the cache, if that is possible."""
     try:
         make_folder(path.parent, "XDG_CACHE_HOME")
+        path.parent.chmod(0o700)  # the images may be private
         checkpoint.save(path, content)
         print(f"Kept for the next start: {path} ({path.stat().st_size / 1e6:,.1f} MB)")
     except UserError as error:

@@ -55,6 +55,10 @@ def decoded(path: Path, size: list[int] | None = None, channels: int | None = No
     return levels if isinstance(levels, str) else levels.transpose(1, 2, 0)
 
 
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "diffusion-lessons" / "images"
+
+
 def test_subfolders_are_classes_in_the_order_of_their_names(images):
     save(images / "cats" / "deeper" / "x.PNG", picture())
     data = load_images("folder", images)
@@ -94,6 +98,14 @@ def test_hidden_files_and_links_in_circles_do_no_harm(images):
     data = load_images("folder", images)
     assert every(data) == before
     assert data.classes == ["cats", "owls"]
+
+
+def test_images_beside_the_classes_are_not_used(images, capsys):
+    before = every(load_images("folder", images))
+    save(images / "0.png", picture())
+    assert "not used" not in capsys.readouterr().out
+    assert every(load_images("folder", images)) == before
+    assert "1 images beside the subfolders, the classes, are not used" in capsys.readouterr().out
 
 
 def test_a_link_to_a_folder_may_be_a_class(images, tmp_path):
@@ -231,6 +243,19 @@ def test_files_that_cannot_be_used_are_counted(images, capsys, monkeypatch):
     assert every(load_images("folder", images)) == before
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_damaged_files_are_images_or_are_skipped(suffix, tmp_path):
+    whole, found = save(tmp_path / f"whole.{suffix}", picture()).read_bytes(), set()
+    for _ in range(150):
+        data = bytearray(whole)
+        for position in RANDOM.integers(0, len(data), RANDOM.integers(1, 9)):
+            data[position] = RANDOM.integers(256)
+        (tmp_path / "damaged").write_bytes(data[: RANDOM.integers(1, len(data) + 1)])
+        levels = decoded(tmp_path / "damaged", [8, 8])
+        found.add(levels if isinstance(levels, str) else str(levels.shape))
+    assert {"broken"} <= found <= {"broken", "animated", "too large", "(8, 8, 3)"}
+
+
 def test_a_class_without_usable_images_is_none(images):
     (images / "broken").mkdir()
     (images / "broken" / "x.png").write_text("no image")
@@ -248,6 +273,12 @@ def test_the_second_start_decodes_nothing(images, tmp_path, monkeypatch, capsys)
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert (first.classes, first.sha256) == (again.classes, again.sha256)
     assert "moved: 33 images;" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no permissions here")
+def test_others_cannot_read_the_cache(images, tmp_path):
+    load_images("folder", images)
+    assert cache(tmp_path).stat().st_mode & 0o077 == 0
 
 
 def test_another_content_is_decoded_again(images):
@@ -271,7 +302,7 @@ def test_another_content_is_decoded_again(images):
 @pytest.mark.parametrize("damage", ["cut", "bit", "text", "other"])
 def test_a_damaged_file_in_the_cache_is_made_again(damage, images, tmp_path, capsys):
     first = load_images("folder", images)
-    (file,) = (tmp_path / "cache" / "diffusion-lessons").iterdir()
+    (file,) = cache(tmp_path).iterdir()
     data = bytearray(file.read_bytes())
     if damage == "other":
         load_images("folder", images / "owls")

@@ -22,6 +22,7 @@ from lesson_02 import train_mnist as train_dpm
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 from lesson_05 import interpolate
+from lesson_05 import train_mnist as train_ddpm
 from lesson_05.class_conditional import break_it as break_labels
 from lesson_05.class_conditional import sample_mnist as sample_labels
 from lesson_05.class_conditional import train_mnist as train_labels
@@ -86,6 +87,11 @@ def test_lesson_5_trains_resumes_and_interpolates(tiny, images, tmp_path):
     for change in ({"image_size": [8]}, {"image_channels": 1}, {"data_dir": f"{images}/cat"}):
         with pytest.raises(UserError, match="was trained on other images"):
             train(half, NETWORK, **{**tiny, **change}, resume="latest")
+    square = tmp_path / "square"
+    train(square, NETWORK, **tiny, image_size=[8], image_channels=1)
+    flags = ("--resume", "--data_dir", images, "--output_dir", square, "--num_training_steps", 5)
+    cli.run(train_ddpm.main, words(*flags), presets=True, network=UNet)
+    assert checkpoint.load(last(square)).image_shape == (1, 8, 8)
     with Image.open(run / "forward.png") as picture:
         assert picture.size == (2 * (11 * 9 + 1), 2 * (2 * 13 + 1))  # two images are held out
     flags = ("--model_checkpoint", last(run), "--data_dir", images, "--output_dir", tmp_path)
