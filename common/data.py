@@ -124,7 +124,7 @@ def load_images(
     """
     with distributed.one_first():
         if dataset == "folder":
-            return from_folder(read_folder(data_dir, size, channels))
+            return from_folder(data_dir, size, channels)
         data = find_images(dataset, data_dir)
     if (size is None or [*size] == data.size) and channels in (None, data.channels):
         return data
@@ -145,14 +145,15 @@ def load_images_for(content: Checkpoint, dataset: str, data_dir: str | Path | No
     return data
 
 
-def from_folder(content: Checkpoint) -> Images:
-    images, labels, count = (
-        content.tensors["images"],
-        content.tensors["labels"],
-        content.config["num_train"],
-    )
-    train, test = (images[:count], labels[:count]), (images[count:], labels[count:])
-    return Images("folder", *train, *test, content.classes, content.sha256)
+def from_folder(
+    data_dir: str | Path | None, size: Sequence[int] | None, channels: int | None
+) -> Images:
+    """A folder of one's own images."""
+    content = read_folder(data_dir, size, channels)
+    edges = [content.config["num_train"]]
+    train, test = content.tensors["images"].tensor_split(edges)
+    train_labels, test_labels = content.tensors["labels"].tensor_split(edges)
+    return Images("folder", train, train_labels, test, test_labels, content.classes, content.sha256)
 
 
 def find_images(dataset: str, data_dir: str | Path | None) -> Images:

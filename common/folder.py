@@ -99,7 +99,9 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     classes = {name: paths for name, paths in classes.items() if paths}
     outside = images([path for path in entries if not path.is_dir()])
     if classes and outside:
-        print(f"{len(outside):,} images beside the subfolders, the classes, are not used")
+        print(
+            f"Images beside the subfolders, which are the classes, are not used: {len(outside):,}"
+        )
     return classes or {folder.resolve().name: outside}
 
 
@@ -172,8 +174,8 @@ def decode(folder: Path, files: Files, size: Size, channels: int | None) -> Chec
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if len(used) < 2:
         raise UserError(
-            f"{folder} has {len(used)} images to train on (skipped: {reasons or 'none'}): it must "
-            "have two or more PNG, JPEG or WebP files"
+            f"{folder} has too few images, {len(used)} (skipped: {reasons or 'none'}): two or more "
+            "PNG, JPEG or WebP files are needed"
         )
     images = images[: len(used)] if channels or colour else images[: len(used), :1].copy()
     present, labels = torch.tensor([files.labels[k] for k in used]).unique(return_inverse=True)

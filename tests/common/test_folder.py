@@ -105,7 +105,7 @@ def test_images_beside_the_classes_are_not_used(images, capsys):
     save(images / "0.png", picture())
     assert "not used" not in capsys.readouterr().out
     assert every(load_images("folder", images)) == before
-    assert "1 images beside the subfolders, the classes, are not used" in capsys.readouterr().out
+    assert "which are the classes, are not used: 1" in capsys.readouterr().out
 
 
 def test_a_link_to_a_folder_may_be_a_class(images, tmp_path):
@@ -346,8 +346,8 @@ def test_data_sets_are_resized_if_asked():
 @pytest.mark.parametrize(
     ("files", "flags", "message"),
     [
-        ([], ["--data_dir", "{}"], "0 images to train on (skipped: none): it must have two"),
-        ([(12, 8)], ["--data_dir", "{}"], "has 1 images to train on"),
+        ([], ["--data_dir", "{}"], "too few images, 0 (skipped: none): two or more"),
+        ([(12, 8)], ["--data_dir", "{}"], "has too few images, 1 (skipped"),
         ([(12, 8), (8, 12)], ["--data_dir", "{}"], "differ in size, such as"),
         ([(12, 8)] * 2, [], "name the folder of your images with --data_dir"),
         ([(12, 8)] * 2, ["--data_dir", "{}/none"], "none cannot be read (No such file"),
