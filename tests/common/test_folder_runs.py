@@ -101,6 +101,11 @@ def test_lesson_5_trains_resumes_and_interpolates(tiny, images, tmp_path):
     assert {"interpolation.png", "reconstruction.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
+def test_a_run_on_a_data_set_is_not_resumed_in_another_size(trained):
+    with pytest.raises(UserError, match="was trained on other images"):
+        train(trained, image_size=[32], resume="latest")
+
+
 def test_classes_keep_their_names(tiny, images, tmp_path, capsys):
     train_labels.main(ConditionalOptions(**tiny), NETWORK)
     file, out = last(tmp_path / "run"), ("--output_dir", tmp_path / "out")
