@@ -88,7 +88,7 @@ def arguments(main: Main, words: Sequence[str], presets: bool, groups: dict) -> 
     if resumed:
         config = dict(read_header(resumed).config)
         if "num_training_steps" in typed:
-            config["num_epochs"] = None  # which would override it
+            config |= {"num_epochs": None, "minutes": None}  # which would override it
         parser.take_defaults(config, str(resumed), unknown_is_error=False)
     elif presets and not found.config:
         found.config = [parser.default_preset(folder, found.device or "auto")]

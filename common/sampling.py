@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from common.device import autocast, pick_device
 from common.files import output_folder
-from common.options import ScriptOptions
-from common.pictures import save_gif, save_grid, save_npz
+from common.options import PictureOptions, ScriptOptions
+from common.pictures import save_gif, save_grid, save_images, save_npz
 
 BATCH_SIZE = 64
 NUM_FRAMES = 60
@@ -83,12 +83,19 @@ def last_images(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
     return images
 
 
-def save_samples(folder: Path, samples: Samples, npz: bool = False) -> None:
-    """Save samples.png; reverse.gif and reverse.png, from noise to image; and samples.npz."""
-    save_grid(folder / "samples.png", samples.images)
-    save_gif(folder / "reverse.gif", samples.frames, columns=4)
+def save_samples(folder: Path, samples: Samples, options: PictureOptions) -> None:
+    """Save samples.png, and reverse.gif and reverse.png, from noise to image."""
+    save_named(folder / "samples", samples.images, options)
+    save_gif(folder / "reverse.gif", samples.frames, 4, options.scale, options.fps)
     every = max(len(samples.frames) // 10, 1)
     strip = torch.stack(samples.frames[::every], 1)[:4]  # 4 images, at about 11 times each
-    save_grid(folder / "reverse.png", strip.flatten(0, 1), columns=strip.shape[1])
-    if npz:
-        save_npz(folder / "samples.npz", samples.images)
+    save_grid(folder / "reverse.png", strip.flatten(0, 1), strip.shape[1], options.scale)
+
+
+def save_named(path: Path, images: Tensor, options: PictureOptions) -> None:
+    """Save a grid as path.png; by the flags also path.npz, and single images in a folder."""
+    save_grid(path.with_suffix(".png"), images, scale=options.scale)
+    if options.save_npz:
+        save_npz(path.with_suffix(".npz"), images)
+    if options.save_png:
+        save_images(path, images)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -28,9 +29,11 @@ from common.files import (
     remove_unfinished,
 )
 from common.options import TrainingOptions
+from common.pictures import grid, save_grid
 from common.training_state import TrainingState
 
 N = TypeVar("N", bound=nn.Module)
+UNSETTLED = 10**9  # num_training_steps of a run with --minutes, until its speed is known
 
 
 class Run:
@@ -80,6 +83,7 @@ class Run:
     def __enter__(self) -> Self:
         distributed.init(self.device)
         self.lock, self.metrics = None, self.folder / "metrics.csv"
+        self.writer: Any = None
         if distributed.rank() == 0:
             if not self.options.resume and (saved(self.folder) or self.metrics.exists()):
                 raise UserError(
@@ -91,6 +95,8 @@ class Run:
             remove_unfinished(self.folder, "checkpoint_*")
             remove_unfinished(self.folder, self.metrics.name)
             self.remove_old_checkpoints()
+            if self.options.tensorboard:
+                self.writer = tensorboard_writer(self.folder, self.start)
         self.handlers = {
             number: signal.signal(number, lambda number, _: setattr(self, "stop_signal", number))
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -99,6 +105,8 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.restore_signals()
+        if self.writer is not None:
+            self.writer.close()
         if self.lock is not None:
             self.lock.release()
         if error is not None and not isinstance(error, UserError):
@@ -131,6 +139,9 @@ class Run:
             )
         if options.num_epochs is not None:
             options.num_training_steps = options.num_epochs * batches.per_epoch
+        same = self.resumed and self.resumed.config.get("minutes") == options.minutes
+        if options.minutes is not None and not same:
+            options.num_training_steps = UNSETTLED
         return data, batches
 
     def prepare(self, model: N) -> N:
@@ -172,7 +183,7 @@ class Run:
             self.say(f"Weights of {initial.source}, trained for {initial.step:,} steps")
 
     def save(self) -> Path:
-        """Write a checkpoint of this step, then remove all but the last two."""
+        """Write a checkpoint of this step, then remove old ones."""
         path = self.folder / f"checkpoint_{self.step:06d}.safetensors"
         content = (self.lesson, self.config, self.data.name, self.step)
         checkpoint.save(path, Checkpoint(*content, self.state.tensors(), self.state.scalars))
@@ -180,7 +191,8 @@ class Run:
         return path
 
     def remove_old_checkpoints(self) -> None:
-        for old in saved(self.folder)[:-2]:
+        keep = self.options.keep_checkpoints
+        for old in [] if keep == "all" else saved(self.folder)[:-keep]:
             old.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
@@ -204,12 +216,15 @@ class Run:
         """The remaining steps, counted from 1, with a progress bar. Also saves checkpoints."""
         last, hidden = self.options.num_training_steps, distributed.rank() > 0
         self.began, self.logged_seconds = time.perf_counter(), 0.0
-        steps = range(self.start + 1, last + 1)
-        bar = {"initial": self.start, "total": last, "unit": "step", "smoothing": 0.05}
-        self.bar = tqdm(steps, disable=hidden, **bar)
-        for step in self.bar:
-            self.step = step
-            yield step
+        total = None if last == UNSETTLED else last
+        bar = {"initial": self.start, "total": total, "unit": "step", "smoothing": 0.05}
+        self.bar = tqdm(disable=hidden, **bar)
+        while self.step < self.options.num_training_steps:
+            self.step += 1
+            yield self.step
+            self.bar.update()
+            if self.options.num_training_steps == UNSETTLED:
+                self.settle_steps()
             self.stop_signal = distributed.all_reduce_max(self.stop_signal)
             if self.stop_signal:
                 self.stop()
@@ -223,6 +238,18 @@ class Run:
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
         self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")
+
+    def settle_steps(self) -> None:
+        """After 5 % of --minutes, fix the number of training steps; checkpoints keep it. Previews
+        may take another 5 %."""
+        seconds, minutes = time.perf_counter() - self.began, self.options.minutes or 0.0
+        done = self.step - self.start
+        fit = self.start + round(57 * minutes * done / seconds)
+        fit = max(fit, self.step + 1)  # the last step is still to come: it writes the results
+        if fit := distributed.all_reduce_max(fit if seconds > 3 * minutes else 0):
+            self.options.num_training_steps = self.config["num_training_steps"] = fit
+            self.bar.total = fit
+            self.say(f"{minutes:g} minutes: {fit:,} training steps, at {seconds / done:.2g} s each")
 
     def stop(self) -> None:
         """Save a checkpoint, print how to resume, and exit."""
@@ -307,6 +334,13 @@ class Run:
             mean = totals["loss"] / counts["loss"]
             self.bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
 
+    def save_preview(self, images: Tensor, columns: int = 8) -> None:
+        """Save a grid of samples as samples_<step>.png, and for TensorBoard."""
+        save_grid(self.folder / f"samples_{self.step:06d}.png", images, columns)
+        if self.writer:
+            picture = np.asarray(grid(images, columns, scale=1))
+            self.writer.add_image("samples", picture, self.step, dataformats="HWC")
+
     def log(self, **figures: float | Tensor) -> None:
         """Write a row of metrics.csv: the means since the last row, and these values."""
         totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
@@ -319,6 +353,8 @@ class Run:
         row = {"step": self.step, **means, **{name: float(v) for name, v in figures.items()}}
         row["images_per_second"] = images / max(seconds - self.logged_seconds, 1e-9)
         append_row(self.metrics, row)
+        for name, value in row.items() if self.writer else ():
+            self.writer.add_scalar(name, value, self.step)
         self.logged_seconds = seconds
         totals.clear()
         counts.clear()
@@ -342,6 +378,15 @@ class Run:
         paths.append(str(saved(self.folder)[-1].absolute()))
         words = [word.removeprefix(f"{Path.cwd()}/") for word in paths]
         self.say(f"More samples: {shlex.join([sys.executable, *words])}")
+
+
+def tensorboard_writer(folder: Path, start: int) -> Any:
+    """A writer of files for TensorBoard, which drops what was written after step start."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package: pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
 
 def translate_error(run: Run, error: BaseException) -> None:

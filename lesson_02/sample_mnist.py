@@ -47,7 +47,7 @@ def main(
         process, model = process.to(device), model.to(device)
         if inpaint is None and denoise is None:
             samples = draw(process, model, scaler, content.image_shape, options.num_samples)
-            save_samples(folder, samples, options.save_npz)
+            save_samples(folder, samples, options)
             print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
         else:
             levels = load_test_images(images, content)[:num_images]

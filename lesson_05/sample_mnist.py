@@ -33,7 +33,7 @@ def main(
     with inference(options, "lesson_05") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
         samples = draw_samples(trajectory, options.num_samples, content.image_shape, T, device)
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
 
 
@@ -45,7 +45,8 @@ def load(
     config = content.config
     with content.must_fit():
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
-        process = DDPM(beta, variance or config["variance"])
+        kind = config.get("prediction", "eps"), config.get("loss", "simple")
+        process = DDPM(beta, variance or config["variance"], *kind)
         model = content.build(lambda: UNet(**config["network"]))
     return process, model, content
 

@@ -99,6 +99,7 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels extend to -∞ and ∞.
 
     x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
+    Where the interval is narrow beside σ, the probability is its width times the density.
     Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
     """
     precision = torch.exp(-0.5 * p.log_var)
@@ -108,7 +109,11 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     right_tail = above + below > 0
     high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
     low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
-    inside = high + torch.log(-torch.expm1(low - high))
+    centre, width = (above + below) / 2, precision * (2 / 255)
+    narrow = width * (1 + centre.abs()) < 1e-2  # there the difference of two Φ loses digits
+    density = -0.5 * (centre**2 + math.log(2 * math.pi)) + torch.log(width)
+    exact = high + torch.log(-torch.expm1(torch.where(narrow, -1.0, low - high)))
+    inside = torch.where(narrow, density, exact)
     lowest, highest = x < -1 + 1 / 255, x > 1 - 1 / 255
     outer = torch.where(lowest, torch.special.log_ndtr(above), torch.special.log_ndtr(-below))
     return torch.where(lowest | highest, outer, inside)
@@ -211,7 +216,8 @@ class ImprovedDDPM(nn.Module):
         σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15]
         Differs: the paper's v is f. Here, as in the authors' code, a network whose output is 0
         gives the variance halfway between β̃_t and β_t.
-        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
+        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper. v is clipped to
+        [-100, 100], so that the loss and its gradient are finite for any v.
         """
         channels = xt.shape[1]
         x0_hat = self.predict_x0(xt, t, out[:, :channels])
@@ -221,7 +227,7 @@ class ImprovedDDPM(nn.Module):
         if self.variance != "learned":
             return Gaussian(mean, self.log_var[t].expand_as(mean))
         _, v = out.split(channels, dim=1)
-        frac = (v + 1) / 2
+        frac = (v.clamp(-100, 100) + 1) / 2
         return Gaussian(mean, frac * self.log_beta[t] + (1 - frac) * self.posterior_log_var[t])
 
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def main(
     with inference(options, "lesson_09") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
         samples = draw_samples(trajectory, options.num_samples, content.image_shape, S, device)
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     files = f"{folder}/samples.png, reverse.gif, reverse.png"
     print(f"{options.num_samples} samples in {S} steps: {files}")
 

@@ -51,7 +51,7 @@ def main(
 
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, torch.tensor(labels))
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     save_labels(folder / "labels.txt", labels)
     print(f"{num_samples} samples: {folder}/samples.png, their labels: {folder}/labels.txt")
 

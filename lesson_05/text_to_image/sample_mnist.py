@@ -50,7 +50,7 @@ def main(
 
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, tokens)
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     save_prompts(folder / "prompts.txt", prompts)
     print(f"{num_samples} samples: {folder}/samples.png, their prompts: {folder}/prompts.txt")
 
