@@ -298,7 +298,7 @@ class Run:
             return
         columns = {name: torch.tensor([value]) for name, value in values.items()}
         parts, quarter = losses if by_quarter is None else by_quarter, self.quarter(t)
-        columns |= {f"loss_quarter_{k}": parts[quarter == k] for k in (1, 2, 3, 4)}
+        columns |= {f"loss_quarter_{k}": parts[quarter == k].cpu() for k in (1, 2, 3, 4)}
         totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
         for name, value in columns.items():
             totals[name] = totals.get(name, 0.0) + float(value.double().sum())

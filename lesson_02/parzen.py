@@ -119,7 +119,7 @@ def parzen_bits(
     Squared distances of levels are whole numbers below 2^53, and so exact in float64. They are
     computed for a limited number of images at a time, to save memory.
     """
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    where = device if device.type == "cuda" else torch.device("cpu")  # mps has no float64
     dim, rows = samples[0].numel(), []
     for batch in tqdm(test.split(MAX_IMAGES), unit="batch", desc="Parzen"):
         x = batch.flatten(1).to(where).double()

@@ -130,7 +130,7 @@ class Evaluation:
                 parts.append(plan.bits_per_dim(images, digits, k, self.num_terms))
         summary: dict[str, Any] = {}
         for name in parts[0]:
-            values = torch.cat([part[name] for part in parts]).double()
+            values = torch.cat([part[name] for part in parts]).cpu().double()
             error = values.std().item() / len(values) ** 0.5
             summary[name] = {"mean": values.mean().item(), "standard_error": error}
         num_terms = min(self.num_terms, plan.process.num_timesteps)
