@@ -33,6 +33,7 @@ from common.device import pick_device
 from common.distributed import rank
 from common.errors import UserError, one_line
 from common.files import expand
+from common.stopping import stoppable
 
 Main = Callable[..., None]
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?")
@@ -40,14 +41,19 @@ KINDS = {int: "a whole number", float: "a finite number", bool: "true or false",
 
 
 def run(
-    main: Main, argv: Sequence[str] | None = None, presets: bool = False, **groups: type
+    main: Main,
+    argv: Sequence[str] | None = None,
+    presets: bool = False,
+    resumes: bool = False,
+    **groups: type,
 ) -> None:
-    """Call main with what is on the command line.
+    """Call main with what is on the command line. Ctrl-C, SIGTERM and SIGHUP stop it.
 
     Args:
         main: the function.
         argv: the words of the command line; those of this process unless given.
         presets: whether configs/laptop.yaml or paper.yaml beside main's file applies by default.
+        resumes: whether main, when it is started again, goes on where it was stopped.
         groups: parameters of main, each with the class whose arguments it collects in a dict: with
             network=UNet, `--network.channels 64` becomes main(network={"channels": 64, ...}).
             Arguments without a default are for the script to add.
@@ -57,11 +63,14 @@ def run(
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
     try:
-        return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
+        with stoppable():
+            return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
     except (UserError, OSError) as error:
         line, code = f"error: {one_line(error)}\n", 2
-    except KeyboardInterrupt:
-        line, code = "stopped\n", 130
+    except KeyboardInterrupt as error:
+        code = 128 + getattr(error, "number", 2)
+        line = "goes on from here" if resumes else "starts again"
+        line = f"stopped: the same command {line}\n"
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stderr.write(f"process {rank()}: {line}" if rank() > 0 else line)
     sys.exit(code)

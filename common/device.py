@@ -81,7 +81,9 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def forked_rng(device: torch.device, start: int | dict[str, Tensor] | None = None) -> Iterator[None]:
+def forked_rng(
+    device: torch.device, start: int | dict[str, Tensor] | None = None
+) -> Iterator[None]:
     """A context that does not affect random numbers drawn after it.
 
     start: seed inside the context, or states of the generators; they go on from their current

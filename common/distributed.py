@@ -201,7 +201,10 @@ class Microbatches(nn.Module):
             args, values = part[: len(batch)], part[len(batch) :]
             named = dict(zip(condition, values, strict=True))
             # PyTorch itself would not save the random states of every kind of device.
-            saving = {"preserve_rng_state": False, "context_fn": partial(replay, args[0].device)}
+            saving: Any = {
+                "preserve_rng_state": False,
+                "context_fn": partial(replay, args[0].device),
+            }
             outputs.append(checkpoint(self.model, *args, use_reentrant=False, **saving, **named))
         return torch.cat(outputs)
 

@@ -2,11 +2,10 @@
 
 import math
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -28,6 +27,7 @@ from common.files import (
     remove_unfinished,
 )
 from common.options import TrainingOptions
+from common.stopping import Stopped, stoppable
 from common.training_state import TrainingState
 
 N = TypeVar("N", bound=nn.Module)
@@ -43,8 +43,9 @@ class Run:
             for step in run.steps():
                 ...
 
-    Ctrl-C and SIGTERM stop it after the current step: it saves a checkpoint, prints how to resume,
-    and exits with code 130 or 143. Under torchrun only process 0 writes and prints.
+    Ctrl-C, SIGTERM and SIGHUP stop it after the current step, and previews, downloads and the like
+    at once: it saves a checkpoint, prints how to resume, and exits with code 130, 143 or 129. A
+    second signal ends it without that. Under torchrun only process 0 writes and prints.
 
     Args:
         lesson: the lesson's name, which is saved in checkpoints.
@@ -59,7 +60,9 @@ class Run:
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
         self.stop_signal, self.evaluation_seconds = 0, 0.0
-        self.is_evaluating = False
+        self.finished = self.start  # steps
+        self.is_evaluating = self.in_step = self.in_loop = False
+        self.bar: Any = None
         torch.manual_seed(options.seed)
 
     def load_resumed(self) -> Checkpoint | None:
@@ -91,22 +94,25 @@ class Run:
             remove_unfinished(self.folder, "checkpoint_*")
             remove_unfinished(self.folder, self.metrics.name)
             self.remove_old_checkpoints()
-        self.handlers = {
-            number: signal.signal(number, lambda number, _: setattr(self, "stop_signal", number))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self.context = ExitStack()
+        if self.lock is not None:
+            self.context.callback(self.lock.release)
+        self.context.enter_context(stoppable(self.on_signal))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.restore_signals()
-        if self.lock is not None:
-            self.lock.release()
-        if error is not None and not isinstance(error, UserError):
-            translate_error(self, error)
+        with self.context:
+            if isinstance(error, Stopped):
+                if self.is_evaluating:  # the other processes wait for the end of the step
+                    distributed.all_reduce_max(error.number)
+                self.stop(agreed=self.is_evaluating)
+            if error is not None and not isinstance(error, UserError):
+                translate_error(self, error)
 
-    def restore_signals(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+    def on_signal(self, number: int) -> bool:
+        """Whether to stop at once: not within a step, which would be lost."""
+        self.stop_signal = number
+        return not self.in_step
 
     def last_checkpoint(self) -> str:
         files = saved(self.folder)
@@ -186,8 +192,9 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line, and add it to log.txt."""
         if distributed.rank() == 0:
-            tqdm.write(text)
-            with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            with suppress(OSError, ValueError):  # a closed terminal
+                tqdm.write(text)
+            with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
     def distribute(self, model: nn.Module) -> nn.Module:
@@ -207,31 +214,47 @@ class Run:
         steps = range(self.start + 1, last + 1)
         bar = {"initial": self.start, "total": last, "unit": "step", "smoothing": 0.05}
         self.bar = tqdm(steps, disable=hidden, **bar)
+        self.in_loop = True
         for step in self.bar:
-            self.step = step
+            self.step, self.in_step = (
+                step,
+                step > self.start + 1,
+            )  # the first one has little to lose
             yield step
+            self.finished, self.in_step = step, True
             self.stop_signal = distributed.all_reduce_max(self.stop_signal)
             if self.stop_signal:
                 self.stop()
             if self.due("checkpoint"):
                 self.save()
         self.bar.close()
-        self.restore_signals()  # all is saved: from here on Ctrl-C ends the script at once
         distributed.leave()
         if distributed.rank() > 0:
             raise SystemExit(0)  # process 0 does the rest
+        self.in_step = self.in_loop = False  # all is saved
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
         self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")
 
-    def stop(self) -> None:
-        """Save a checkpoint, print how to resume, and exit."""
-        self.bar.close()
+    def stop(self, agreed: bool = True) -> None:
+        """Save a checkpoint, unless the last one is of this step, print how to resume, and exit.
+
+        agreed: whether all processes stop after this step, and can wait for each other.
+        """
+        if self.bar is not None:
+            self.bar.close()
         if distributed.rank() == 0:
-            self.say(f"Stopped after step {self.step:,}; saved {self.save()}")
+            files = saved(self.folder)
+            if self.finished > self.start and (not files or step_of(files[-1]) < self.finished):
+                files = [self.save()]
             where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
-            self.say(f"To resume: the same command with --resume{where}")
-        distributed.leave()
+            if files:
+                self.say(f"Stopped after step {self.finished:,}; saved {files[-1]}")
+                self.say(f"To resume: the same command with --resume{where}")
+            else:
+                self.say("Stopped before the first checkpoint: the same command starts again")
+        if agreed:
+            distributed.leave()
         raise SystemExit(128 + self.stop_signal)
 
     def due(self, what: str) -> bool:
@@ -328,9 +351,11 @@ class Run:
         """A context for previews and held-out losses: without gradients, and with the same random
         numbers every time. The run's own random numbers are not affected."""
         start, self.is_evaluating = time.perf_counter(), True
+        self.finished, self.in_step = self.step, False
         with device.forked_rng(self.device, seed), torch.no_grad(), self.autocast():
             yield
         self.evaluation_seconds += time.perf_counter() - start
+        self.in_step = self.in_loop
         self.is_evaluating = False
 
     def finish(self, script: str, *flags: str) -> None:

@@ -107,7 +107,12 @@ def train(preset: Path, folder: Path, flags: list[str], num_steps: int | None) -
         (folder / "metrics.csv").unlink(missing_ok=True)  # left by a run that saved no checkpoint
         words = ["--config", str(preset), *words]
     print(f"\n{folder.name}")
-    cli.run(train_mnist.main, words, presets=True, network=UNet)
+    try:
+        cli.run(train_mnist.main, words, presets=True, network=UNet)
+    except SystemExit as end:
+        if end.code != 2:  # it has been stopped
+            print("The ablation goes on from there when the same command starts it again")
+        raise
     return saved(folder)[-1]
 
 
@@ -193,4 +198,4 @@ def write_table(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

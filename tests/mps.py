@@ -8,7 +8,7 @@ its own. Every operator that the lessons use on such tensors is recorded, and fl
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,14 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        here = any(isinstance(x, OnDevice) for x in leaves)
+        here = OnDevice in types
         target = kwargs.get("device") and torch.device(kwargs["device"]).type
         if not here and target != NAME:
             return func(*args, **kwargs)
         self.seen.add(func.name().removeprefix("aten::"))
         if "copy" not in func.name() and "index" not in func.name():  # indices may be on the CPU
-            others = [x for x in leaves if x.ndim and not isinstance(x, OnDevice)]
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            others = [x for x in tensors if x.ndim and not isinstance(x, OnDevice)]
             assert not (here and others), f"{func} mixes devices"
         if target == NAME:
             kwargs["device"] = torch.device("cpu")

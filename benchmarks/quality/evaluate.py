@@ -181,4 +181,4 @@ def print_row(result: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

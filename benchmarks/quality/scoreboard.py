@@ -231,4 +231,4 @@ def store_results(results: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)
