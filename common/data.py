@@ -174,8 +174,8 @@ def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def download(kind: Any, folder: Path) -> None:
-    """Download the archives of a data set, each from one mirror after the other; torchvision unpacks
-    them. Those that are there already are only unpacked."""
+    """Download the archives of a data set, each from one mirror after the other, and unpack them.
+    Those that are there already are only unpacked."""
     from torchvision.datasets.utils import check_integrity
 
     def check(file: Path) -> None:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from common.data import Dataset
 from common.device import Precision
-from common.errors import check_above, check_at_least
+from common.errors import check_above, check_at_least, check_at_most
+
+MAX_COUNT = 1_000_000  # of samples, and of the steps of a process
 
 
 @dataclass
@@ -64,6 +66,7 @@ class SamplingOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         check_at_least(1, num_samples=self.num_samples)
+        check_at_most(MAX_COUNT, num_samples=self.num_samples)
 
 
 @dataclass
@@ -117,6 +120,8 @@ class TrainingOptions(ScriptOptions, DataOptions):
         names = ["log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate"]
         names += ["num_timesteps", "num_training_steps", "batch_size"]
         check_at_least(1, **{name: getattr(self, name) for name in names})
+        most = {"num_previews": self.num_previews, "num_samples": self.num_samples}
+        check_at_most(MAX_COUNT, **most, num_timesteps=self.num_timesteps)
         check_at_least(0, max_bad_steps=self.max_bad_steps, num_samples=self.num_samples)
         check_at_least(0, num_warmup_steps=self.num_warmup_steps)
         check_above(0, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
 from common.data import Batches, Images, load_images
-from common.errors import UserError, one_line
+from common.errors import UserError, is_out_of_memory, one_line
 from common.files import (
     ROOT,
     append_row,
@@ -375,7 +375,7 @@ def translate_error(run: Run, error: BaseException) -> None:
     if isinstance(error, OSError):
         name = f" ({error.filename})" if error.filename else ""
         line = f"{error.strerror or reason}{name}; {run.last_checkpoint()}"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
+    elif is_out_of_memory(error):
         less = f"--batch_size {max(options.batch_size // 2, 1)}"
         less += f", or --accumulate {2 * options.accumulate}"
         less = f"--num_previews {options.num_previews // 2}" if run.is_evaluating else less

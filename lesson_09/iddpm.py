@@ -52,7 +52,7 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
-            f"no linear schedule for T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            f"num_timesteps T = {T}, beta_1 = {beta_1}, beta_T = {beta_T} is no linear schedule: "
             "T >= 1, 0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
