@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for bits/dim above all
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -17,7 +17,8 @@ class ScriptOptions:
         output_dir: folder for the files; output/ in the lesson's folder unless given.
         seed: seed of all random numbers.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: precision of the network; auto is bfloat16 if the hardware supports it.
+        precision: precision of the network; auto is bfloat16 if the hardware supports it; float32
+            is exact, without CUDA's TF32.
     """
 
     output_dir: str | None = None

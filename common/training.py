@@ -60,7 +60,7 @@ class Run:
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
         self.stop_signal, self.evaluation_seconds = 0, 0.0
-        self.finished = self.start  # steps
+        self.finished = self.finite_step = self.start  # steps
         self.is_evaluating = self.in_step = self.in_loop = False
         self.bar: Any = None
         torch.manual_seed(options.seed)
@@ -178,7 +178,7 @@ class Run:
             self.say(f"Weights of {initial.source}, trained for {initial.step:,} steps")
 
     def save(self) -> Path:
-        """Write a checkpoint of this step, then remove all but the last two."""
+        """Write a checkpoint of this step, then remove old ones."""
         path = self.folder / f"checkpoint_{self.step:06d}.safetensors"
         content = (self.lesson, self.config, self.data.name, self.step)
         checkpoint.save(path, Checkpoint(*content, self.state.tensors(), self.state.scalars))
@@ -186,7 +186,10 @@ class Run:
         return path
 
     def remove_old_checkpoints(self) -> None:
-        for old in saved(self.folder)[:-2]:
+        """Keep the last two, and the last from before the last finite loss: it is intact."""
+        files = saved(self.folder)
+        intact = [path for path in files if step_of(path) < self.finite_step]
+        for old in {*files[:-2]} - {*intact[-1:]}:
             old.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
@@ -288,6 +291,7 @@ class Run:
         values = {"loss": float(losses.mean()), "grad_norm": float(grad_norm)}
         bad = [f"{name} became {v}" for name, v in values.items() if not math.isfinite(v)]
         if not bad:
+            self.finite_step = self.step
             return False
         worst = losses.nan_to_num(nan=math.inf).argmax()
         what = f"{bad[0]} at step {self.step} (worst at t in quarter {self.quarter(t[worst])} of 4)"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,9 +84,11 @@ def summary(width: float, bits: Tensor, widths: Sequence[float]) -> str:
 def read_samples(name: str, shape: Shape) -> Tensor:
     """The samples in a file, checked: uint8 (N, C, H, W)."""
     try:
+        if not Path(name).is_file():
+            raise OSError("there is no such file")
         with np.load(name) as file:
             levels = torch.from_numpy(file["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged archive fails in many ways
         raise UserError(
             f"{name} cannot be read ({one_line(error, 200)}): give a samples.npz"
         ) from None

@@ -12,7 +12,15 @@ from common.data import from_uint8, load_images
 from common.errors import UserError, check_at_least, one_line
 from common.options import DataOptions, SamplingOptions
 from common.pictures import save_grid
-from common.sampling import Samples, Shape, draw_samples, inference, last_images, save_samples
+from common.sampling import (
+    Samples,
+    Shape,
+    check_finite,
+    draw_samples,
+    inference,
+    last_images,
+    save_samples,
+)
 from lesson_02.dpm import DPM, Network, Pair, erasing_beta
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
@@ -161,7 +169,8 @@ def draw_posterior(
     for number in range(1, num_draws + 1):
         steps = process.posterior_trajectory(model, y, noise_var)
         name = f"draw {number} of {num_draws}"
-        draws.append(last_images(tqdm(steps, name, process.num_timesteps - 1, unit="step")))
+        bar = tqdm(steps, name, process.num_timesteps - 1, unit="step")
+        draws.append(check_finite(last_images(bar)))
     return draws
 
 
