@@ -5,7 +5,9 @@ from typing import Literal
 
 from common.data import Dataset
 from common.device import Precision
-from common.errors import UserError, check_above, check_at_least
+from common.errors import UserError, check_above, check_at_least, check_at_most
+
+MAX_COUNT = 1_000_000  # of samples, and of the steps of a process
 
 
 @dataclass
@@ -16,7 +18,8 @@ class ScriptOptions:
         output_dir: folder for the files; output/ in the lesson's folder unless given.
         seed: seed of all random numbers.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: precision of the network; auto is bfloat16 if the hardware supports it.
+        precision: precision of the network; auto is bfloat16 if the hardware supports it; float32
+            is exact, without CUDA's TF32.
     """
 
     output_dir: str | None = None
@@ -86,6 +89,7 @@ class SamplingOptions(CheckpointOptions, PictureOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, num_samples=self.num_samples)
+        check_at_most(MAX_COUNT, num_samples=self.num_samples)
 
 
 @dataclass
@@ -147,6 +151,8 @@ class TrainingOptions(ScriptOptions, DataOptions, PictureOptions):
         names = ["log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate"]
         names += ["num_timesteps", "num_training_steps", "batch_size"]
         check_at_least(1, **{name: getattr(self, name) for name in names})
+        most = {"num_previews": self.num_previews, "num_samples": self.num_samples}
+        check_at_most(MAX_COUNT, **most, num_timesteps=self.num_timesteps)
         check_at_least(0, max_bad_steps=self.max_bad_steps, num_samples=self.num_samples)
         check_at_least(0, num_warmup_steps=self.num_warmup_steps)
         check_above(0, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)

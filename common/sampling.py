@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.device import autocast, pick_device
+from common.errors import UserError
 from common.files import output_folder
 from common.options import PictureOptions, ScriptOptions
 from common.pictures import save_gif, save_grid, save_images, save_npz
@@ -72,8 +73,17 @@ def draw_samples(
                 bar.update()
                 if first == 0 and step in shown:
                     frames.append(xt[:16].cpu())
-            images.append(xt.cpu())
+            images.append(check_finite(xt).cpu())
     return Samples(torch.cat(images), frames)
+
+
+def check_finite(values: Tensor) -> Tensor:
+    """The values, samples or a bound, if all are finite. Other samples would be drawn black."""
+    if not values.isfinite().all():
+        raise UserError(
+            "the network's output is not finite: its weights are broken, or a flag is too extreme"
+        )
+    return values
 
 
 def last_images(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:

@@ -2,11 +2,10 @@
 
 import math
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
 from common.data import Batches, Images, load_images
-from common.errors import UserError, one_line
+from common.errors import UserError, is_out_of_memory, one_line
 from common.files import (
     ROOT,
     append_row,
@@ -30,6 +29,7 @@ from common.files import (
 )
 from common.options import TrainingOptions
 from common.pictures import grid, save_grid
+from common.stopping import Stopped, stoppable
 from common.training_state import TrainingState
 
 N = TypeVar("N", bound=nn.Module)
@@ -46,8 +46,9 @@ class Run:
             for step in run.steps():
                 ...
 
-    Ctrl-C and SIGTERM stop it after the current step: it saves a checkpoint, prints how to resume,
-    and exits with code 130 or 143. Under torchrun only process 0 writes and prints.
+    Ctrl-C, SIGTERM and SIGHUP stop it after the current step, and previews, downloads and the like
+    at once: it saves a checkpoint, prints how to resume, and exits with code 130, 143 or 129. A
+    second signal ends it without that. Under torchrun only process 0 writes and prints.
 
     Args:
         lesson: the lesson's name, which is saved in checkpoints.
@@ -62,7 +63,9 @@ class Run:
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
         self.stop_signal, self.evaluation_seconds = 0, 0.0
-        self.is_evaluating = False
+        self.finished = self.finite_step = self.start  # steps
+        self.is_evaluating = self.in_step = self.in_loop = False
+        self.bar: Any = None
         torch.manual_seed(options.seed)
 
     def load_resumed(self) -> Checkpoint | None:
@@ -97,24 +100,27 @@ class Run:
             self.remove_old_checkpoints()
             if self.options.tensorboard:
                 self.writer = tensorboard_writer(self.folder, self.start)
-        self.handlers = {
-            number: signal.signal(number, lambda number, _: setattr(self, "stop_signal", number))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self.context = ExitStack()
+        if self.writer is not None:
+            self.context.callback(self.writer.close)
+        if self.lock is not None:
+            self.context.callback(self.lock.release)
+        self.context.enter_context(stoppable(self.on_signal))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.restore_signals()
-        if self.writer is not None:
-            self.writer.close()
-        if self.lock is not None:
-            self.lock.release()
-        if error is not None and not isinstance(error, UserError):
-            translate_error(self, error)
+        with self.context:
+            if isinstance(error, Stopped):
+                if self.is_evaluating:  # the other processes wait for the end of the step
+                    distributed.all_reduce_max(error.number)
+                self.stop(agreed=self.is_evaluating)
+            if error is not None and not isinstance(error, UserError):
+                translate_error(self, error)
 
-    def restore_signals(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+    def on_signal(self, number: int) -> bool:
+        """Whether to stop at once: not within a step, which would be lost."""
+        self.stop_signal = number
+        return not self.in_step
 
     def last_checkpoint(self) -> str:
         files = saved(self.folder)
@@ -191,15 +197,18 @@ class Run:
         return path
 
     def remove_old_checkpoints(self) -> None:
-        keep = self.options.keep_checkpoints
-        for old in [] if keep == "all" else saved(self.folder)[:-keep]:
+        """Keep the last ones, and the last from before the last finite loss: it is intact."""
+        keep, files = self.options.keep_checkpoints, saved(self.folder)
+        intact = [path for path in files if step_of(path) < self.finite_step]
+        for old in set() if keep == "all" else {*files[:-keep]} - {*intact[-1:]}:
             old.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """Print a line, and add it to log.txt."""
         if distributed.rank() == 0:
-            tqdm.write(text)
-            with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            with suppress(OSError, ValueError):  # a closed terminal
+                tqdm.write(text)
+            with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
     def distribute(self, model: nn.Module) -> nn.Module:
@@ -218,10 +227,12 @@ class Run:
         self.began, self.logged_seconds = time.perf_counter(), 0.0
         total = None if last == UNSETTLED else last
         bar = {"initial": self.start, "total": total, "unit": "step", "smoothing": 0.05}
-        self.bar = tqdm(disable=hidden, **bar)
+        self.bar, self.in_loop = tqdm(disable=hidden, **bar), True
         while self.step < self.options.num_training_steps:
             self.step += 1
+            self.in_step = self.step > self.start + 1  # the first one has little to lose
             yield self.step
+            self.finished, self.in_step = self.step, True
             self.bar.update()
             if self.options.num_training_steps == UNSETTLED:
                 self.settle_steps()
@@ -231,10 +242,10 @@ class Run:
             if self.due("checkpoint"):
                 self.save()
         self.bar.close()
-        self.restore_signals()  # all is saved: from here on Ctrl-C ends the script at once
         distributed.leave()
         if distributed.rank() > 0:
             raise SystemExit(0)  # process 0 does the rest
+        self.in_step = self.in_loop = False  # all is saved
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
         self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")
@@ -251,14 +262,25 @@ class Run:
             self.bar.total = fit
             self.say(f"{minutes:g} minutes: {fit:,} training steps, at {seconds / done:.2g} s each")
 
-    def stop(self) -> None:
-        """Save a checkpoint, print how to resume, and exit."""
-        self.bar.close()
+    def stop(self, agreed: bool = True) -> None:
+        """Save a checkpoint, unless the last one is of this step, print how to resume, and exit.
+
+        agreed: whether all processes stop after this step, and can wait for each other.
+        """
+        if self.bar is not None:
+            self.bar.close()
         if distributed.rank() == 0:
-            self.say(f"Stopped after step {self.step:,}; saved {self.save()}")
+            files = saved(self.folder)
+            if self.finished > self.start and (not files or step_of(files[-1]) < self.finished):
+                files = [self.save()]
             where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
-            self.say(f"To resume: the same command with --resume{where}")
-        distributed.leave()
+            if files:
+                self.say(f"Stopped after step {self.finished:,}; saved {files[-1]}")
+                self.say(f"To resume: the same command with --resume{where}")
+            else:
+                self.say("Stopped before the first checkpoint: the same command starts again")
+        if agreed:
+            distributed.leave()
         raise SystemExit(128 + self.stop_signal)
 
     def due(self, what: str) -> bool:
@@ -292,6 +314,7 @@ class Run:
         values = {"loss": float(losses.mean()), "grad_norm": float(grad_norm)}
         bad = [f"{name} became {v}" for name, v in values.items() if not math.isfinite(v)]
         if not bad:
+            self.finite_step = self.step
             return False
         worst = losses.nan_to_num(nan=math.inf).argmax()
         what = f"{bad[0]} at step {self.step} (worst at t in quarter {self.quarter(t[worst])} of 4)"
@@ -325,7 +348,7 @@ class Run:
             return
         columns = {name: torch.tensor([value]) for name, value in values.items()}
         parts, quarter = losses if by_quarter is None else by_quarter, self.quarter(t)
-        columns |= {f"loss_quarter_{k}": parts[quarter == k] for k in (1, 2, 3, 4)}
+        columns |= {f"loss_quarter_{k}": parts[quarter == k].cpu() for k in (1, 2, 3, 4)}
         totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
         for name, value in columns.items():
             totals[name] = totals.get(name, 0.0) + float(value.double().sum())
@@ -364,9 +387,11 @@ class Run:
         """A context for previews and held-out losses: without gradients, and with the same random
         numbers every time. The run's own random numbers are not affected."""
         start, self.is_evaluating = time.perf_counter(), True
+        self.finished, self.in_step = self.step, False
         with device.forked_rng(self.device, seed), torch.no_grad(), self.autocast():
             yield
         self.evaluation_seconds += time.perf_counter() - start
+        self.in_step = self.in_loop
         self.is_evaluating = False
 
     def finish(self, script: str, *flags: str) -> None:
@@ -395,7 +420,7 @@ def translate_error(run: Run, error: BaseException) -> None:
     if isinstance(error, OSError):
         name = f" ({error.filename})" if error.filename else ""
         line = f"{error.strerror or reason}{name}; {run.last_checkpoint()}"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
+    elif is_out_of_memory(error):
         less = f"--batch_size {max(options.batch_size // 2, 1)}"
         less += f", or --accumulate {2 * options.accumulate}"
         less = f"--num_previews {options.num_previews // 2}" if run.is_evaluating else less

@@ -12,6 +12,7 @@ from common.options import SamplingOptions
 from common.pictures import save_grid
 from common.sampling import draw_samples, inference, save_samples
 from lesson_05.ddpm import DDPM, Variance, linear_beta
+from lesson_05.options import DDPMOptions
 from lesson_05.unet import UNet
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
@@ -42,12 +43,12 @@ def load(
 ) -> tuple[DDPM, UNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(DDPMOptions)
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
         kind = config.get("prediction", "eps"), config.get("loss", "simple")
         process = DDPM(beta, variance or config["variance"], *kind)
-        model = content.build(lambda: UNet(**config["network"]))
+        model = content.build(lambda: UNet(**content.arguments(UNet, "network")))
     return process, model, content
 
 

@@ -13,6 +13,7 @@ from common.options import SamplingOptions
 from common.pictures import save_grid
 from common.sampling import draw_samples, inference, save_samples
 from lesson_09.iddpm import ImprovedDDPM, Variance, named_beta
+from lesson_09.options import IDDPMOptions
 from lesson_09.unet import UNet
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
@@ -48,12 +49,12 @@ def load(
 ) -> tuple[ImprovedDDPM, UNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_09", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(IDDPMOptions)
         beta = named_beta(config["schedule"], config["num_timesteps"])
         weights = config["simple_weight"], config["vlb_weight"]
         process = ImprovedDDPM(beta, variance or config["variance"], *weights)
-        model = content.build(lambda: UNet(**config["network"]))
+        model = content.build(lambda: UNet(**content.arguments(UNet, "network")))
         learned = config["network"]["learned_variance"]
     if variance == "learned" and not learned:
         raise UserError(

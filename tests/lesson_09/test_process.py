@@ -94,7 +94,7 @@ def test_v_interpolates_between_the_two_variances_at_every_t(beta):
 
 
 @pytest.mark.parametrize("beta", [linear_beta(T), cosine_beta(T)], ids=["linear", "cosine"])
-@pytest.mark.parametrize("v", [75.0, 1e4, 3e38])
+@pytest.mark.parametrize("v", [-3e38, -1e4, -75.0, 75.0, 1e4, 3e38])
 def test_loss_and_gradient_are_finite_for_any_v(beta, v):
     process = ImprovedDDPM(beta, simple_weight=0.0, vlb_weight=1.0)
     t = torch.tensor([1, 2, 3, 500, T - 1, T])
