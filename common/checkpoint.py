@@ -28,6 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from common.errors import UserError, one_line
 from common.files import check_sha256, expand, fetch, file_sha256, is_address, replacing
+from common.network_checks import height_and_width
 
 KEY, FORMAT, MAX_HEADER = "diffusion-lessons", 2, 10_000_000
 KINDS = {"lesson": str, "config": dict, "dataset": str, "step": int, "training": dict | None}
@@ -59,10 +60,13 @@ class Checkpoint:
                 raise UserError("its step is not valid")
             json.dumps([self.config, self.training], allow_nan=False)  # fails if not plain values
             network = self.config.get("network", {})
-            for name, value in [*self.config.items(), *network.items()]:
-                most = MAX_SIZES.get(name)
-                if most and not (type(value) is int and 1 <= value <= most):
-                    raise UserError(f"{name} is {value!r}, not an integer from 1 to {most:,}")
+            flags = {k: v for k, v in self.config.items() if k[:6] != "image_" or v is not None}
+            for name, value in [*flags.items(), *network.items()]:
+                most = MAX_SIZES.get(name, 0)
+                pair = name == "image_size" and isinstance(value, list) and len(value) == 2
+                for number in (value if pair else [value]) if most else []:
+                    if type(number) is not int or not 1 <= number <= most:
+                        raise UserError(f"{name} is {value!r}, not an integer from 1 to {most:,}")
                 if name in network and isinstance(value, int | float) and abs(value) > MAX_ARGUMENT:
                     raise UserError(f"{name} is {value}: it must be at most {MAX_ARGUMENT:,}")
             config = {name: value for name, value in self.config.items() if name not in PATHS}
@@ -77,7 +81,16 @@ class Checkpoint:
         """(C, H, W) of the images that the network is for."""
         with self.must_fit():
             network = self.config["network"]
-            return network["image_channels"], network["image_size"], network["image_size"]
+            return network["image_channels"], *height_and_width(network["image_size"])
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes that a folder of images has; none for other data."""
+        with self.must_fit():
+            names = self.config.get("classes", [])
+            if not (isinstance(names, list) and all(type(name) is str for name in names)):
+                raise UserError("its classes are not a list of names")
+            return [one_line(name, 100) for name in names]
 
     def arguments(self, owner: type, group: str | None = None) -> dict[str, Any]:
         """The config, or a group in it, after checking that each value has the type of the owner's

@@ -1,4 +1,4 @@
-"""MNIST and similar data sets, held in memory as uint8, and shuffled batches of them.
+"""Data sets and folders of images, held in memory as uint8, and shuffled batches of them.
 
 Files in torchvision's layout are looked for in `--data_dir`, else in $DIFFUSION_DATA, else in data/
 at the root of the repository. Missing ones are downloaded from torchvision's addresses and checked
@@ -7,7 +7,8 @@ against torchvision's checksums.
 
 import os
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,19 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from common import distributed, files
+from common.checkpoint import Checkpoint
 from common.errors import UserError, one_line
+from common.folder import read_folder
+from common.pixels import fit
 
-Dataset = Literal["auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "digits"]
+Dataset = Literal["auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "digits", "folder"]
 TORCHVISION = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
     "kmnist": "KMNIST",
     "cifar10": "CIFAR10",
 }
+DIGITS = tuple("0123456789")  # the classes of most data sets
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -39,33 +44,36 @@ def from_uint8(levels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: uint8 images (N, C, H, W) and int64 labels (N,), for training and for testing."""
+    """A data set: uint8 images (N, C, H, W) and int64 labels (N,), for training and for testing.
+
+    classes: their names. sha256: of a folder's images; "" for a data set that everyone has.
+    """
 
     name: str
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
-
-    @property
-    def channels(self) -> int:
-        return self.train.shape[1]
-
-    @property
-    def size(self) -> int:
-        return self.train.shape[2]
+    classes: Sequence[str] = DIGITS
+    sha256: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        return self.channels, self.size, self.size
+        channels, height, width = self.train.shape[1:]
+        return channels, height, width
 
     @property
-    def num_classes(self) -> int:
-        return int(self.train_labels.max()) + 1
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> list[int]:
+        """[H, W]"""
+        return [*self.shape[1:]]
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.train.shape[1:]))
+        shape = "x".join(map(str, self.shape))
         return (
             f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, {shape}"
         )
@@ -101,10 +109,48 @@ class Batches:
         return from_uint8(self.images[chosen]), self.labels[chosen]
 
 
-def load_images(dataset: str = "auto", data_dir: str | Path | None = None) -> Images:
-    """The data set by name; "auto" is MNIST, or scikit-learn's digits if it is not available."""
+def load_images(
+    dataset: str = "auto",
+    data_dir: str | Path | None = None,
+    size: Sequence[int] | None = None,
+    channels: int | None = None,
+) -> Images:
+    """The data set by name; "auto" is MNIST, or scikit-learn's digits if it is not available.
+
+    size (H, W) and channels, if given, are what its images are brought to.
+    """
     with distributed.one_first():
-        return find_images(dataset, data_dir)
+        if dataset == "folder":
+            return from_folder(data_dir, size, channels)
+        data = find_images(dataset, data_dir)
+    if (size is None or [*size] == data.size) and channels in (None, data.channels):
+        return data
+    train, test = (fit(images, size, channels) for images in (data.train, data.test))
+    return replace(data, train=train, test=test)
+
+
+def load_images_for(content: Checkpoint, dataset: str, data_dir: str | Path | None) -> Images:
+    """The data set by name, in the shape of the images that a checkpoint's network is for. "auto"
+    is the data set that it was trained on, for MNIST as in load_images."""
+    if dataset == "auto" and content.dataset != "mnist":
+        dataset = content.dataset
+    channels, *size = content.image_shape
+    resized = dataset in ("folder", content.dataset)  # another data set is probably a mistake
+    data = load_images(dataset, data_dir, *((size, channels) if resized else ()))
+    if data.shape != content.image_shape:
+        raise UserError(f"{content.source} was not trained on images like {data}: change --dataset")
+    return data
+
+
+def from_folder(
+    data_dir: str | Path | None, size: Sequence[int] | None, channels: int | None
+) -> Images:
+    """A folder of one's own images."""
+    content = read_folder(data_dir, size, channels)
+    edges = [content.config["num_train"]]
+    train, test = content.tensors["images"].tensor_split(edges)
+    train_labels, test_labels = content.tensors["labels"].tensor_split(edges)
+    return Images("folder", train, train_labels, test, test_labels, content.classes, content.sha256)
 
 
 def find_images(dataset: str, data_dir: str | Path | None) -> Images:
@@ -162,8 +208,8 @@ def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
         images = images[:, None] if images.ndim == 3 else rearrange(images, "n h w c -> n c h w")
         if not len(images) == len(labels) > 0:
             raise ValueError(f"{len(images)} images, {len(labels)} labels")
-        if not images.shape[2] == images.shape[3] > 0:
-            raise ValueError("the images are not square")
+        if not images.numel():
+            raise ValueError("the images have no pixels")
     except Exception as error:  # torchvision's parsers fail in many ways
         reason = one_line(error, 200).split(". ")[0]
         raise UserError(

@@ -5,16 +5,31 @@ from collections.abc import Sequence
 from common.errors import UserError, check_at_least
 
 
-def feature_map_sizes(image_size: int, num_levels: int) -> list[int]:
-    """The size of the feature maps at each level, from the padded image down."""
-    multiple = 2 ** (num_levels - 1)
-    if num_levels < 1 or image_size < multiple:
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of an image_size, which is both, or one number for square images."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
+def feature_map_sizes(image_size: int | Sequence[int], num_levels: int) -> list[int]:
+    """The longer side of the feature maps at each level, from the padded image down."""
+    height, width = height_and_width(image_size)
+    longer, shorter, multiple = max(height, width), min(height, width), 2 ** (num_levels - 1)
+    if num_levels < 1 or shorter < multiple:
         raise UserError(
-            f"a {image_size}x{image_size} image cannot be halved {num_levels - 1} times: "
-            f"give network.multipliers at most {max(image_size, 1).bit_length()} levels"
+            f"a {height}x{width} image cannot be halved {num_levels - 1} times: "
+            f"give network.multipliers at most {max(shorter, 1).bit_length()} levels"
         )
-    padded = image_size + -image_size % multiple
+    padded = longer + -longer % multiple
     return [padded // 2**level for level in range(num_levels)]
+
+
+def fit_attention(resolutions: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """attention_resolutions for feature maps of these sizes. If none of them has one of the
+    resolutions, each resolution is replaced by the next smaller size, or by the smallest."""
+    if not resolutions or set(resolutions) & set(sizes):
+        return list(resolutions)
+    return sorted({max((s for s in sizes if s <= r), default=min(sizes)) for r in resolutions})
 
 
 def check_unet(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.checkpoint import MAX_SIZES
 from common.data import Dataset
 from common.device import Precision
 from common.errors import UserError, check_above, check_at_least, check_at_most
@@ -33,12 +34,37 @@ class DataOptions:
     """The data set.
 
     Args:
-        dataset: auto is MNIST or, if it is not available, scikit-learn's digits.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        dataset: auto is MNIST or, if it is not available, scikit-learn's digits; folder is the
+            images in data_dir, PNG, JPEG or WebP files, each subfolder a class.
+        data_dir: folder of your images, or of the data in torchvision's layout; the latter else in
+            $DIFFUSION_DATA, else in data/.
     """
 
     dataset: Dataset = "auto"
     data_dir: str | None = None
+
+
+@dataclass
+class ImageOptions(DataOptions):
+    """The data set, and the shape of its images.
+
+    Args:
+        image_size: one number, or height and width: images are resized to cover this size, and
+            cropped to their middle. Unless given they stay as they are.
+        image_channels: 1 for grey, 3 for colour. Unless given it is what the data set has; for a
+            folder 3 if any image has colour.
+    """
+
+    image_size: list[int] | None = None
+    image_channels: Literal[1, 3] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            if len(self.image_size) not in (1, 2):
+                raise UserError("image_size must be one number, or two: height and width")
+            if not all(1 <= side <= MAX_SIZES["image_size"] for side in self.image_size):
+                raise UserError(f"image_size is {self.image_size}: it must be from 1 to 4,096")
+            self.image_size = [self.image_size[0], self.image_size[-1]]
 
 
 @dataclass
@@ -93,7 +119,7 @@ class SamplingOptions(CheckpointOptions, PictureOptions):
 
 
 @dataclass
-class TrainingOptions(ScriptOptions, DataOptions, PictureOptions):
+class TrainingOptions(ScriptOptions, ImageOptions, PictureOptions):
     """The flags of every training script.
 
     Args:
@@ -147,7 +173,8 @@ class TrainingOptions(ScriptOptions, DataOptions, PictureOptions):
     keep_checkpoints: int | Literal["all"] = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ImageOptions.__post_init__(self)
+        PictureOptions.__post_init__(self)
         names = ["log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate"]
         names += ["num_timesteps", "num_training_steps", "batch_size"]
         check_at_least(1, **{name: getattr(self, name) for name in names})

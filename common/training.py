@@ -27,6 +27,7 @@ from common.files import (
     make_folder,
     remove_unfinished,
 )
+from common.network_checks import feature_map_sizes, fit_attention
 from common.options import TrainingOptions
 from common.pictures import grid, save_grid
 from common.stopping import Stopped, stoppable
@@ -129,11 +130,20 @@ class Run:
     def load_data(self) -> tuple[Images, Batches]:
         """The data set, and `batches[step]`: images x0 (B, C, H, W) in [-1, 1] and labels (B,)."""
         options, count = self.options, distributed.world_size()
-        self.data = data = load_images(options.dataset, options.data_dir)
+        shape = options.image_size, options.image_channels
+        self.data = data = load_images(options.dataset, options.data_dir, *shape)
         if self.resumed and self.resumed.dataset != data.name:
             raise UserError(
                 f"the run to resume was trained on {self.resumed.dataset}, but the data found now "
                 f"is {data.name}: give --dataset and --data_dir as before"
+            )
+        if self.resumed and (
+            self.resumed.image_shape != data.shape
+            or self.resumed.config.get("data_sha256", "") != data.sha256
+        ):
+            raise UserError(
+                "the run to resume was trained on other images: give --data_dir and --image_size "
+                "as before, or start a new run with --start_from"
             )
         batches = Batches(
             data.train, data.train_labels, options.batch_size, options.seed, self.device
@@ -150,6 +160,18 @@ class Run:
             options.num_training_steps = UNSETTLED
         return data, batches
 
+    def network_for(self, data: Images, network: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a network for these images, from its flags. For own images or another
+        --image_size, attention is moved to the feature maps that there are."""
+        network = {"image_channels": data.channels, "image_size": data.size, **network}
+        resolutions = network.get("attention_resolutions")
+        if resolutions and (data.name == "folder" or self.options.image_size):
+            sizes = feature_map_sizes(data.size, len(network["multipliers"]))
+            network["attention_resolutions"] = fitted = fit_attention(resolutions, sizes)
+            if fitted != list(resolutions):
+                self.say(f"attention_resolutions is {fitted}, as feature maps have sizes {sizes}")
+        return network
+
     def prepare(self, model: N) -> N:
         """Move the network to the device, in the memory layout that convolutions are fastest in."""
         model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -165,10 +187,13 @@ class Run:
             state: model, ema, optimizer and any further modules.
         """
         self.config = {**asdict(self.options), **config}
+        if self.data.sha256:
+            self.config |= {"classes": [*self.data.classes], "data_sha256": self.data.sha256}
         self.state = TrainingState(self.device, **state)
         paths_and_device = {*checkpoint.PATHS, "device"}
         same = {name: v for name, v in self.config.items() if name not in paths_and_device}
-        distributed.check_agreement({"data": self.data.name, "first step": self.start, **same})
+        data = self.data.name, self.data.shape, self.data.sha256
+        distributed.check_agreement({"data": data, "first step": self.start, **same})
         if distributed.rank() == 0 and self.options.resume:
             keep_rows(self.metrics, self.start)
         parameters = sum(p.numel() for p in state["model"].parameters())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
-from common.data import from_uint8, load_images
+from common.data import from_uint8, load_images_for
 from common.errors import check_at_least
 from lesson_02.dpm import DPM, Gaussian, Network, k_minus_null
 from lesson_02.sample_mnist import SHIPPED, read_mask, scaler_of
@@ -83,9 +83,10 @@ def sample(
 
 def load_x0(bench: Bench, num_images: int, data_dir: str | None) -> Tensor:
     """The first test images, standardised."""
-    levels = load_images(bench.content.dataset, data_dir).test[:num_images]
+    content = bench.content
+    levels = load_images_for(content, content.dataset, data_dir).test[:num_images]
     torch.manual_seed(bench.options.seed)
-    return scaler_of(bench.content).encode(from_uint8(levels)).to(bench.device)
+    return scaler_of(content).encode(from_uint8(levels)).to(bench.device)
 
 
 def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:

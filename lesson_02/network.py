@@ -5,6 +5,8 @@ The time is not an input of the layers. For each pixel they output ten coefficie
 ten of the variance. Ten bumps over the time mix these into one mean and one variance.
 """
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +15,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from common.errors import UserError, check_at_least
+from common.network_checks import height_and_width
 from lesson_02.dpm import NUM_BUMPS, bumps
 
 SLOPE = 0.05  # of the leaky ReLU below zero
@@ -62,7 +65,7 @@ class ConvDense(nn.Module):
 
     Args:
         image_channels: 1 for grey, 3 for colour.
-        image_size: height and width of the images, in pixels.
+        image_size: height and width of the images, in pixels, or one number for both.
         num_timesteps: T, over which the bumps are spread.
         num_conv_layers: multi-scale convolutions, one after the other.
         conv_channels: feature maps of each.
@@ -80,7 +83,7 @@ class ConvDense(nn.Module):
     def __init__(
         self,
         image_channels: int,
-        image_size: int,
+        image_size: int | Sequence[int],
         num_timesteps: int,
         num_conv_layers: int = 4,
         conv_channels: int = 20,
@@ -102,7 +105,7 @@ class ConvDense(nn.Module):
         self.convs = nn.ModuleList(
             MultiScaleConv(*widths, num_scales, kernel_size) for widths in pairwise(convs)
         )
-        pixels = image_size**2
+        pixels = math.prod(height_and_width(image_size))
         denses = [image_channels * pixels] + [dense_channels] * (num_dense_layers - 1)
         denses += [dense_outputs * pixels] if num_dense_layers else []
         self.denses = nn.ModuleList(nn.Linear(*widths) for widths in pairwise(denses))
@@ -157,7 +160,11 @@ def initialise(layer: nn.Module) -> None:
 
 
 def check_network(
-    num_conv_layers: int, num_dense_layers: int, num_scales: int, kernel_size: int, image_size: int
+    num_conv_layers: int,
+    num_dense_layers: int,
+    num_scales: int,
+    kernel_size: int,
+    image_size: int | Sequence[int],
 ) -> None:
     """Refuse a network that cannot be built."""
     if num_conv_layers < 1 and num_dense_layers < 1:
@@ -165,10 +172,11 @@ def check_network(
             "the network has no layers: network.num_conv_layers or network.num_dense_layers must "
             "be at least 1"
         )
-    if num_scales < 1 or image_size % 2 ** (num_scales - 1):
+    height, width = height_and_width(image_size)
+    if num_scales < 1 or height % 2 ** (num_scales - 1) or width % 2 ** (num_scales - 1):
         raise UserError(
             f"network.num_scales is {num_scales}: it must be at least 1, and the image size, "
-            f"{image_size}, divisible by 2^(num_scales - 1)"
+            f"{height}x{width}, divisible by 2^(num_scales - 1)"
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"network.kernel_size is {kernel_size}: it must be odd")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint, cli
-from common.data import from_uint8, load_images
+from common.data import from_uint8, load_images_for
 from common.errors import UserError, check_at_least, one_line
 from common.options import DataOptions, SamplingOptions
 from common.pictures import save_grid
@@ -59,7 +59,7 @@ def main(
             save_samples(folder, samples, options)
             print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
         else:
-            levels = load_test_images(images, content)[:num_images]
+            levels = load_images_for(content, images.dataset, images.data_dir).test[:num_images]
             x0 = scaler.encode(from_uint8(levels), dequantize=False).to(device)
             y, noise_var = damage(x0, scaler, inpaint, denoise)
             columns = [x0, y, *draw_posterior(process, model, y, noise_var, num_draws)]
@@ -98,14 +98,6 @@ def draw(process: DPM, model: Network, scaler: Scaler, shape: Shape, num_samples
     num_steps = process.num_timesteps - 1
     images, frames = draw_samples(trajectory, num_samples, shape, num_steps, process.device)
     return Samples(scaler.decode(images), [scaler.decode(frame) for frame in frames])
-
-
-def load_test_images(options: DataOptions, content: checkpoint.Checkpoint) -> Tensor:
-    """The test images, uint8 (N, C, H, W), in the shape that the network was trained on."""
-    data = load_images(options.dataset, options.data_dir)
-    if data.shape != content.image_shape:
-        raise UserError(f"{data} is not what {content.source} was trained on: give --dataset")
-    return data.test
 
 
 def damage(

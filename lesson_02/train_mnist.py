@@ -33,7 +33,7 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
         encode = partial(scaler.encode, dequantize=options.dequantize)
         process = DPM(erasing_beta(T), options.learned_beta)
         edges = strata(T, min(options.num_strata, T - 1))
-        network = {"image_channels": data.channels, "image_size": data.size, **network}
+        network = run.network_for(data, network)
         network["num_timesteps"] = T
         model = run.prepare(Pair(ConvDense(**network), process))
         ema = Ema(model, options.ema_decay)

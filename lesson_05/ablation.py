@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.quality.evaluate import Evaluation
+from benchmarks.quality.evaluate import Evaluation, check_numbers
 from benchmarks.quality.metrics import Reference
 from benchmarks.quality.samples import PlanOptions, SamplePlan
 from common import cli
@@ -58,6 +58,7 @@ def main(
         num_samples: samples for FID.
         num_images: test images for bits per dimension.
     """
+    check_numbers(num_samples, num_images, 20)
     check_at_least(1, num_training_steps=num_training_steps, seeds=len(seeds), rows=len(rows))
     folder = Path(options.output_dir or FOLDER / "output" / "ablation")
     make_folder(folder)

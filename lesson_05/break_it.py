@@ -15,7 +15,7 @@ from tqdm import trange
 
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
-from common.data import Batches, Images, load_images, to_uint8
+from common.data import Batches, Images, load_images_for, to_uint8
 from common.device import forked_rng
 from common.ema import Ema
 from common.errors import check_at_least
@@ -101,7 +101,7 @@ def no_clipping(bench: Bench) -> dict[str, Tensor]:
 
 def no_ema(bench: Bench, num_training_steps: int, data_dir: str | None) -> dict[str, Tensor]:
     """Train the shipped network further; then sample it and its average in 100 steps."""
-    data = load_images(bench.content.dataset, data_dir)
+    data = load_images_for(bench.content, bench.content.dataset, data_dir)
     model = deepcopy(bench.model).train().requires_grad_(True)
     ema = train_on(bench, model, data, num_training_steps)
     rows = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
-from common.data import from_uint8, load_images
+from common.data import from_uint8, load_images_for
 from common.errors import UserError
 from common.options import CheckpointOptions, DataOptions
 from common.pictures import save_grid
@@ -52,14 +52,10 @@ def main(
             f"times {times}, num_columns {num_columns}: choose times from 1 to {T}, and at "
             "least 2 columns"
         )
-    data = load_images(options.dataset, options.data_dir)
+    data = load_images_for(content, options.dataset, options.data_dir)
     for number in (first, second):
         if not 0 <= number < len(data.test):
             raise UserError(f"there is no test image {number}: choose 0 to {len(data.test) - 1}")
-    if data.channels != content.image_shape[0]:
-        raise UserError(
-            f"{options.model_checkpoint} was not trained on images like {data}: change --dataset"
-        )
 
     with inference(options, "lesson_05") as (folder, device):
         process, model = process.to(device), model.to(device)

@@ -49,6 +49,6 @@ class ConditionalOptions(ProcessOptions):
 
 @dataclass
 class TextToImageOptions(ConditionalOptions):
-    """The flags of a DDPM with prompts, which name digits."""
+    """The flags of a DDPM with prompts, which name digits or, for a folder, its classes."""
 
-    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    dataset: Literal["auto", "mnist", "digits", "folder"] = "auto"

@@ -27,7 +27,7 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
         T = options.num_timesteps
         beta = linear_beta(T, options.beta_1, options.beta_T)
         process = DDPM(beta, options.variance, options.prediction, options.loss).to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **network}
+        network = run.network_for(data, network)
         model = run.prepare(UNet(**network))
         ema = Ema(model, options.ema_decay)
         optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)

@@ -134,11 +134,13 @@ class UNet(nn.Module):
 
     Args:
         image_channels: 1 for grey, 3 for colour.
-        image_size: height and width of the images, in pixels; it decides where attention applies.
+        image_size: height and width of the images, in pixels, or one number for both; it decides
+            where attention applies.
         channels: feature maps of the first level.
         multipliers: feature maps of each level, in multiples of `channels`.
         num_blocks: blocks per level on the way down; on the way up there is one more.
-        attention_resolutions: sizes of the feature maps that have self-attention after each block.
+        attention_resolutions: sizes of the feature maps that have self-attention after each block;
+            the size of 16x12 feature maps is 16.
         num_heads: attention heads.
         dropout: probability that a feature in a residual block is dropped while training.
         num_groups: groups of every group normalisation.
@@ -147,7 +149,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         image_channels: int,
-        image_size: int,
+        image_size: int | Sequence[int],
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         num_blocks: int = 2,

@@ -16,7 +16,7 @@ from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.errors import check_at_least
 from lesson_05.ddpm import Network
-from lesson_05.text_to_image.text import digit_prompts, tokenize
+from lesson_05.text_to_image.text import tokenize
 from lesson_06.ddim import ddim_sample, ddim_timesteps, slerp
 from lesson_06.sample_ddim import SHIPPED
 
@@ -43,9 +43,9 @@ def main(
     run_breaks("lesson_06", breaks, what, options, "lesson_05.text_to_image")
 
 
-def bind_digits(model: Any, count: int) -> Network:
-    """The network with the prompts "0", "1", "2", ..., repeated from "0" on."""
-    return model.bind(tokenize([digit_prompts(k % 10)[0] for k in range(count)]))
+def bind_classes(model: Any, count: int) -> Network:
+    """The network with the prompts "0", "1", "2", ... or other classes, repeated from the first."""
+    return model.bind(tokenize([model.classes[k % len(model.classes)] for k in range(count)]))
 
 
 def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
             layer.p = 0.1
     x_T, rows = bench.noise(), {}
     for name, model in [("unchanged", bench.model), ("dropout on", broken)]:
-        network = bind_digits(model, len(x_T))
+        network = bind_classes(model, len(x_T))
         rows[name] = ddim_sample(network, bench.process, x_T, num_steps)
         rows[f"{name}, again"] = ddim_sample(network, bench.process, x_T, num_steps)
     return rows
@@ -65,7 +65,7 @@ def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 def number_for_time(bench: Bench, num_steps: int) -> dict[str, Tensor]:
     """The number i of the step as the network's time input, where it should be τ_i."""
     x_T = bench.noise()
-    network = bind_digits(bench.model, len(x_T))
+    network = bind_classes(bench.model, len(x_T))
     times = ddim_timesteps(bench.process.num_timesteps, num_steps)
     number = {t: i for i, t in enumerate(times, 1)}
 

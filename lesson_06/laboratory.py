@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli, lessons
-from common.data import from_uint8, load_images
+from common.checkpoint import Checkpoint
+from common.data import from_uint8, load_images_for
 from common.errors import UserError, check_at_least
 from common.options import CheckpointOptions, DataOptions
 from common.pictures import save_plot, save_rows
@@ -83,7 +84,7 @@ def main(
         prompts = one_per_sample(prompts, options.num_samples, "prompts")
     (plan,) = plan_samples(model, prompts, 1.0, options.num_samples, prompts is None).values()
     if figure == "reconstruction":
-        x0 = test_images(options, content.image_shape)
+        x0 = test_images(options, content)
 
     with inference(options, "lesson_06") as (folder, device):
         x_T, other = torch.randn(2, options.num_samples, *content.image_shape, device=device)
@@ -101,16 +102,14 @@ def main(
     print(f"{folder}/{figure}.png")
 
 
-def test_images(options: Options, shape: tuple[int, int, int]) -> Tensor:
+def test_images(options: Options, content: Checkpoint) -> Tensor:
     """The first test images (N, C, H, W)."""
-    data = load_images(options.dataset, options.data_dir)
-    count = options.num_samples
-    if data.shape != shape or count > len(data.test):
+    data = load_images_for(content, options.dataset, options.data_dir)
+    if options.num_samples > len(data.test):
         raise UserError(
-            f"{data}: the figure needs {count} test images of {'x'.join(map(str, shape))}, the "
-            "checkpoint's size; change --dataset or --num_samples"
+            f"{data}: the figure needs {options.num_samples} test images; lower --num_samples"
         )
-    return from_uint8(data.test[:count])
+    return from_uint8(data.test[: options.num_samples])
 
 
 @dataclass

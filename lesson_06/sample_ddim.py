@@ -15,6 +15,7 @@ from common.options import SamplingOptions
 from common.pictures import save_gif
 from common.sampling import draw_samples, inference, save_named
 from lesson_05.class_conditional.network import ClassConditionalUNet
+from lesson_05.class_conditional.sample_mnist import label_of
 from lesson_05.guidance import one_per_sample
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
@@ -43,7 +44,7 @@ def main(
 
     Args:
         prompts: one or more, repeated in order up to num_samples; drawn at random unless given.
-            For a class-conditional checkpoint they are labels, such as 7.
+            For a class-conditional checkpoint they are names or numbers of classes, such as 7.
         guidance: scale of classifier-free guidance; 1 is conditional sampling, 0 unconditional.
         unconditional: whether to draw unconditional samples, too.
         num_steps: S, the number of evaluations of the network, 1 to T.
@@ -128,9 +129,9 @@ def is_conditional(model: object) -> bool:
 def prompts_in_turn(model: Any, prompts: list[str] | None, count: int, seed: int) -> list[str]:
     """One prompt for each sample: those given, else random ones, or all the labels in order."""
     if prompts is None and isinstance(model, TextToImageUNet):
-        prompts = random_prompts(count, seed)
+        prompts = random_prompts(count, seed, model.classes)
     elif prompts is None:
-        prompts = [str(label) for label in range(model.num_classes)][:count]
+        prompts = model.classes[:count]
     return one_per_sample(prompts, count, "prompts")
 
 
@@ -138,14 +139,7 @@ def encode(model: Any, prompts: Sequence[str]) -> Tensor:
     """The argument of model.bind for these prompts: tokens (N, L), or labels (N,)."""
     if isinstance(model, TextToImageUNet):
         return tokenize(prompts)
-    known = [str(label) for label in range(model.num_classes)]
-    for prompt in prompts:
-        if prompt not in known:
-            raise UserError(
-                f"prompt {prompt[:20]!a} is no label of this class-conditional checkpoint: "
-                f"choose {known[0]} to {known[-1]}"
-            )
-    return torch.tensor([int(prompt) for prompt in prompts])
+    return torch.tensor([label_of(prompt, model.classes) for prompt in prompts])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from common.data import Images, from_uint8, load_images, to_uint8
 from common.device import autocast, pick_device
 from common.errors import UserError, check_at_least
 from common.files import make_folder, write_atomically
-from common.options import DataOptions, ScriptOptions
+from common.options import ImageOptions, ScriptOptions
 from common.pictures import save_grid
 from common.sampling import draw_samples
 from lesson_09 import quality, train_mnist
@@ -46,7 +46,7 @@ def main(
     steps: Sequence[int] = (1000, 100, 50, 25, 10),
     samples: Sequence[int] = (32, 128, 256, 256, 512),
     num_classifier_steps: int = 1000,
-    images: DataOptions = DataOptions(),
+    images: ImageOptions = ImageOptions(),
     options: ScriptOptions = ScriptOptions(),
 ) -> None:
     """Train and measure every row, and write table.md into output/ablation or --output_dir. Started
@@ -75,7 +75,8 @@ def main(
     folder = Path(options.output_dir or FOLDER / "output" / "ablation")
     make_folder(folder)
     device = pick_device(options.device)
-    data = load_images(images.dataset, images.data_dir)
+    shape = images.image_size, images.image_channels
+    data = load_images(images.dataset, images.data_dir, *shape)
     judge = Judge(data, num_classifier_steps, device)
     settings: dict[str, Any] = {"num_images": num_images, "num_terms": num_terms}
     settings |= {"steps": list(steps), "samples": list(samples), "seed": options.seed}
@@ -83,6 +84,8 @@ def main(
     flags = ["--dataset", data.name, "--device", options.device, "--seed", str(options.seed)]
     flags += ["--precision", options.precision]
     flags += ["--data_dir", images.data_dir] if images.data_dir else []
+    flags += ["--image_size", *map(str, images.image_size)] if images.image_size else []
+    flags += ["--image_channels", str(images.image_channels)] if images.image_channels else []
     results: dict[str, dict[str, Any]] = {}
     for row, file in files.items():
         trained = train(file, folder / row, flags, num_training_steps)
@@ -125,6 +128,8 @@ class Judge:
     """The classifier, and the features of real test images to compare samples with."""
 
     def __init__(self, data: Images, num_steps: int, device: torch.device) -> None:
+        if len(data.test) < 6:
+            raise UserError(f"{data}: to compare samples with them, 6 test images are needed")
         self.data = data
         self.classifier = quality.train_classifier(data, num_steps, device)
         order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from tqdm import trange
 
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
-from common.data import Batches, Images, from_uint8, load_images
+from common.data import Batches, Images, from_uint8, load_images_for
 from common.device import autocast, pick_device
 from common.errors import check_at_least
 from common.files import output_folder
@@ -107,7 +107,7 @@ def lambda_over_T(num_training_steps: int, data_dir: str | None, options: BreakO
     device = pick_device(options.device)
     bench = Bench(process.to(device), model.to(device), content, options, device)
     path = output_folder(options.output_dir, "lesson_09") / "broken_lambda_over_T.png"
-    data = load_images(content.dataset, data_dir)
+    data = load_images_for(content, content.dataset, data_dir)
     x0 = from_uint8(data.test[:32]).to(device)
     times = torch.linspace(1, process.num_timesteps, 26).round().long().tolist()
     curves = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
-from common.data import from_uint8, load_images
+from common.data import from_uint8, load_images_for
 from common.errors import check_at_least
 from common.options import CheckpointOptions
 from common.pictures import save_plot
@@ -48,7 +48,8 @@ def main(
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1], as in sampling.
         variance: variance of the reverse steps; as in training unless given.
         batch_size: images per batch.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        data_dir: folder of the data, in torchvision's layout or your own; else $DIFFUSION_DATA,
+            else data/.
     """
     check_at_least(2, num_images=num_images)
     check_at_least(1, batch_size=batch_size)
@@ -57,7 +58,7 @@ def main(
     T = process.num_timesteps
     num_terms = min(num_terms, T)
     strata(T, num_terms)  # checks num_terms before the work begins
-    levels = load_images(content.dataset, data_dir).test[:num_images]
+    levels = load_images_for(content, content.dataset, data_dir).test[:num_images]
     with inference(options, "lesson_09") as (folder, device):
         process, model, levels = process.to(device), model.to(device), levels.to(device)
         bits = bound(process, model, levels, num_terms, batch_size, clip_x0)

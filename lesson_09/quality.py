@@ -6,6 +6,7 @@ the models of one table. It is not an FID and cannot be compared with published 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +17,25 @@ from common.device import forked_rng
 
 
 class Classifier(nn.Module):
-    """Two convolutions and two linear layers: images (B, C, H, W) -> logits (B, 10)."""
+    """Two convolutions and two linear layers: images (B, C, H, W) -> logits (B, num_classes)."""
 
-    def __init__(self, image_channels: int, image_size: int, num_features: int = 64) -> None:
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: Sequence[int],
+        num_classes: int,
+        num_features: int = 64,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(image_channels, 16, kernel_size=3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=3, stride=2, padding=1)
-        size = -(-image_size // 4)
-        self.hidden = nn.Linear(32 * size * size, num_features)
-        self.out = nn.Linear(num_features, 10)
+        height, width = (-(-side // 4) for side in image_size)
+        self.hidden = nn.Linear(32 * height * width, num_features)
+        self.out = nn.Linear(num_features, num_classes)
 
     def layers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The activations of the three hidden layers, from strokes and speckle in the first to
-        digits in the last."""
+        classes in the last."""
         h1 = F.relu(self.conv1(images))
         h2 = F.relu(self.conv2(h1))
         return h1, h2, F.relu(self.hidden(h2.flatten(1)))
@@ -44,10 +51,11 @@ class Classifier(nn.Module):
 
 
 def train_classifier(data: Images, num_steps: int, device: torch.device) -> Classifier:
-    """A classifier after num_steps batches of 128; reproducible on the same machine."""
+    """A classifier after num_steps batches of up to 128; reproducible on the same machine."""
     with forked_rng(device, 0), torch.enable_grad():
-        model = Classifier(data.channels, data.size).to(device)
-        batches = Batches(data.train, data.train_labels, 128, 0, device)
+        model = Classifier(data.channels, data.size, len(data.classes)).to(device)
+        count = min(128, len(data.train))
+        batches = Batches(data.train, data.train_labels, count, 0, device)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for step in range(1, num_steps + 1):
             images, labels = batches[step]

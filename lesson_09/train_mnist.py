@@ -31,7 +31,7 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
         process.to(run.device)
         final = process.strided(T if options.num_steps is None else options.num_steps)
         timesteps = named_sampler(options.timestep_sampler, T).to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **network}
+        network = run.network_for(data, network)
         network["learned_variance"] = options.variance == "learned"
         model = run.prepare(UNet(**network))
         ema = Ema(model, options.ema_decay)

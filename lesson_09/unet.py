@@ -154,12 +154,14 @@ class UNet(nn.Module):
 
     Args:
         image_channels: 1 for grey, 3 for colour.
-        image_size: height and width of the images, in pixels; it decides where attention applies.
+        image_size: height and width of the images, in pixels, or one number for both; it decides
+            where attention applies.
         learned_variance: whether the output contains v.
         channels: feature maps of the first level.
         multipliers: feature maps of each level, in multiples of `channels`.
         num_blocks: blocks per level on the way down; on the way up there is one more.
-        attention_resolutions: sizes of the feature maps that have self-attention after each block.
+        attention_resolutions: sizes of the feature maps that have self-attention after each block;
+            the size of 16x12 feature maps is 16.
         num_heads: attention heads.
         scale_shift_norm: whether the time scales and shifts the features, or is added to them.
         dropout: probability that a feature in a residual block is dropped while training.
@@ -169,7 +171,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         image_channels: int,
-        image_size: int,
+        image_size: int | Sequence[int],
         learned_variance: bool,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),

@@ -18,7 +18,7 @@ from benchmarks.quality.metrics import NUM_FEATURES, SURE, Reference, check_coun
 from benchmarks.quality.samples import PlanOptions, SamplePlan, draw
 from benchmarks.records import environment, write_json
 from common import cli
-from common.data import from_uint8, load_images
+from common.data import from_uint8, load_images_for
 from common.device import autocast, forked_rng
 from common.errors import UserError, check_at_least
 from common.files import ROOT, make_folder, output_folder
@@ -35,7 +35,8 @@ def main(
     options: PlanOptions = PlanOptions(),
 ) -> None:
     """Measure a checkpoint of any lesson: result.json, samples.png and nearest.png, in
-    output/evaluation_SAMPLER_STEPS of the lesson's folder or in --output_dir.
+    output/evaluation_SAMPLER_STEPS of the lesson's folder or in --output_dir. FID and what else
+    needs the classifier is for 28x28 digits only; for other data there is the rest.
 
     An interrupted run resumes after the last saved samples. --precision applies to sampling; all
     else is computed in float32.
@@ -44,12 +45,16 @@ def main(
         model_checkpoint: a file, or an http(s) address.
         num_images: test images for bits per dimension, with ddpm and strided; 0 for none.
         num_terms: terms of the bound drawn for each image.
-        data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
+        data_dir: folder of the data, in torchvision's layout or your own; else $DIFFUSION_DATA,
+            else data/.
         sha256: refuse a file with another sum.
     """
     check_numbers(options.num_samples, num_images, num_terms)
     plan = SamplePlan(model_checkpoint, options, sha256)
-    reference = Reference(load_images(plan.content.dataset, data_dir), plan.device)
+    data = load_images_for(plan.content, plan.content.dataset, data_dir)
+    if plan.conditional and len(data.classes) != len(plan.classes):
+        raise UserError(f"{data} has {len(data.classes)} classes, not {len(plan.classes)}")
+    reference = Reference(data, plan.device)
     evaluation = Evaluation(plan, reference, num_images, num_terms)
     name = f"evaluation_{plan.sampler}_{plan.num_steps}"
     default = str(ROOT.joinpath(*plan.lesson.split("."), "output", name))
@@ -99,7 +104,7 @@ class Evaluation:
         real = reference.real(plan.num_samples, balanced=plan.conditional)
         make_folder(folder)
         levels, seconds = draw(plan, folder / "samples.npz")
-        digits = torch.arange(len(levels)) % 10 if plan.conditional else None
+        digits = torch.arange(len(levels)) % len(plan.classes) if plan.conditional else None
         distance, index = nearest(levels, reference.data.train)
         result = {
             **self.settings(),
@@ -127,6 +132,8 @@ class Evaluation:
         plan, reference = self.plan, self.reference
         if self.num_images == 0 or plan.sampler == "ddim" or plan.guidance != 1:
             return None
+        if len(reference.test) < 2:
+            return None  # no standard error
         levels = reference.test[: self.num_images].to(plan.device)
         labels = reference.labels[: self.num_images]
         parts: list[dict[str, Tensor]] = []
@@ -150,7 +157,7 @@ def setup(reference: Reference) -> dict[str, Any]:
     """What else is needed to repeat the measurement."""
     return {
         "reference": f"{len(reference.test):,} test images",
-        "classifier_sha256": classifier.SHA256,
+        "classifier_sha256": classifier.SHA256 if reference.model else None,
         "classifier_accuracy": reference.accuracy,
         "sure_from": SURE,
         **environment(reference.device, "torch", "torchvision", "torchmetrics"),
@@ -165,7 +172,7 @@ def columns(result: Mapping[str, Any]) -> dict[str, str]:
         "samples": cell(result["num_samples"], ","),
         "FID": cell(result["fid"], ".3g"),
         "real": cell(real["fid"], ".3g"),
-        "ratio": cell(result["fid"] / real["fid"], ".3g"),
+        "ratio": cell(result["fid"] and result["fid"] / real["fid"], ".3g"),
         "FID of 500": cell(result["fid_500"], ".3g"),
         "sure": cell(result["share_sure"], ".1%"),
         "as asked": cell(result["agreement"], ".1%"),

@@ -15,6 +15,8 @@ from common.errors import UserError
 SURE = 0.95  # the classifier is sure if one digit has at least this probability
 FEW = 500  # samples for a second FID, comparable with rows that have no more
 DRAWS = 5  # sets of real images to average over, if there are enough images
+FROM_FEATURES = ["fid", "fid_500", "share_sure", "class_balance_bits", "agreement"]
+FROM_FEATURES += ["precision", "recall"]
 
 
 class PrecomputedFeatures(nn.Module):
@@ -106,21 +108,29 @@ class Reference:
 
     These are the test images, which neither the classifier nor the network that drew the samples
     was trained on. Training images in place of samples show what a perfect network would reach.
+    The classifier knows 28x28 digits. For other data there are no features, and all metrics of
+    FROM_FEATURES are None.
     """
 
     def __init__(self, data: Images, device: torch.device) -> None:
         check_installed("torchmetrics")
         self.data, self.device = data, device
         self.measured: dict[tuple[int, bool], dict[str, Any]] = {}
-        self.model = classifier.load().to(device)
         order = shuffled(len(data.test))
         self.test, self.labels = data.test[order], data.test_labels[order]
+        self.model: Any = None
+        self.accuracy: float | None = None
+        if data.name not in ("mnist", "digits") or data.shape != (1, 28, 28):
+            return
+        self.model = classifier.load().to(device)
         self.features, probabilities = classifier.classify(self.model, self.test)
         self.accuracy = (probabilities.argmax(1) == self.labels).double().mean().item()
 
     def compare(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, Any]:
         """The metrics of samples (N, 1, 28, 28). With digits (N,), their conditions, also the
         fraction of samples that the classifier recognises as their digit."""
+        if self.model is None:
+            return dict.fromkeys(FROM_FEATURES)
         features, probabilities = classifier.classify(self.model, levels)
         probability, digit = probabilities.max(1)
         precision, recall = precision_recall(features, self.features[: len(levels)])
@@ -146,6 +156,13 @@ class Reference:
         return self.measured[count, balanced]
 
     def measure_real(self, count: int, balanced: bool) -> dict[str, Any]:
+        nearest_distance, _ = nearest(self.test[:count], self.data.train)
+        distance = {
+            "nearest_median": nearest_distance.median().item(),
+            "nearest_least": nearest_distance.min().item(),
+        }
+        if self.model is None:
+            return {**dict.fromkeys(FROM_FEATURES), "fid_deviation": None, "draws": 0, **distance}
         check_count(count, self.model.num_features)
         order = shuffled(len(self.data.train))
         if balanced:
@@ -162,13 +179,11 @@ class Reference:
             for name, value in rows[0].items()
         }
         distances = torch.tensor([row["fid"] for row in rows])
-        nearest_distance, _ = nearest(self.test[:count], self.data.train)
         return {
             **means,
             "fid_deviation": distances.std().item() if len(rows) > 1 else None,
             "draws": len(rows),
-            "nearest_median": nearest_distance.median().item(),
-            "nearest_least": nearest_distance.min().item(),
+            **distance,
         }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import files, lessons
-from common.data import to_uint8
+from common.data import DIGITS, to_uint8
 from common.device import autocast, forked_rng, pick_device
 from common.errors import UserError, check_at_least, one_line
 from common.options import ScriptOptions
@@ -23,7 +23,7 @@ from common.sampling import BATCH_SIZE, check_finite
 from lesson_02.dpm import k_minus_null
 from lesson_02.sample_mnist import scaler_of
 from lesson_05.ddpm import Network
-from lesson_05.text_to_image.text import digit_prompts, tokenize
+from lesson_05.text_to_image.text import class_prompts, tokenize
 from lesson_06.ddim import ddim_trajectory
 
 Sampler = Literal["ddpm", "ddim", "strided"]
@@ -51,7 +51,7 @@ class PlanOptions(ScriptOptions):
 
 class SamplePlan:
     """A checkpoint of any lesson and how it is sampled. If the network takes a condition, sample n
-    has the digit n mod 10.
+    has the class n mod 10, for ten classes.
 
     Args:
         source: the checkpoint, a file or an http(s) address.
@@ -63,11 +63,8 @@ class SamplePlan:
         process, model, self.content = lessons.load(source, sha256)
         self.lesson, name = self.content.lesson, f"{source} ({self.content.lesson})"
         self.file = files.cached(source) if files.is_address(source) else files.expand(source)
-        if self.content.dataset not in ("mnist", "digits"):
-            raise UserError(
-                f"{name} draws {self.content.dataset}, but the classifier knows digits only"
-            )
         self.conditional = self.lesson in CONDITIONAL
+        self.classes = model.classes if self.conditional else DIGITS
         if options.guidance != 1 and not self.conditional:
             raise UserError(f"{name} takes no condition: omit --guidance")
         check_at_least(0, guidance=options.guidance)
@@ -98,11 +95,11 @@ class SamplePlan:
         }
 
     def network(self, digits: Tensor, seed: int) -> Network:
-        """The network to sample, with these digits (B,) as its condition if it takes one. Each
-        digit's prompt is one of its wordings, at random."""
+        """The network to sample, with these digits or other classes (B,) as its condition if it
+        takes one. Each one's prompt is one of its wordings, at random."""
         if self.lesson == "lesson_05.text_to_image":
-            rng = random.Random(seed)
-            prompts = [rng.choice(digit_prompts(digit)) for digit in digits.tolist()]
+            rng, wordings = random.Random(seed), class_prompts(self.classes)
+            prompts = [rng.choice(wordings[digit]) for digit in digits.tolist()]
             return self.model.bind(tokenize(prompts).to(self.device), self.guidance)
         if self.conditional:
             return self.model.bind(digits.to(self.device), self.guidance)
@@ -179,7 +176,8 @@ def draw(plan: SamplePlan, file: Path) -> tuple[Tensor, float]:
         for k in range(len(batches), len(firsts)):
             seed = SEEDS * plan.seed + k  # of which torch takes the lower 32 bits
             torch.manual_seed(seed)
-            digits = torch.arange(firsts[k], min(firsts[k] + BATCH_SIZE, plan.num_samples)) % 10
+            digits = torch.arange(firsts[k], min(firsts[k] + BATCH_SIZE, plan.num_samples))
+            digits %= len(plan.classes)
             start = time.perf_counter()
             for _, xt in plan.trajectory(digits, seed):
                 images = xt

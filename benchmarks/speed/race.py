@@ -127,8 +127,8 @@ def check_network(network: dict[str, Any], data: Images) -> None:
     """Raise UserError, before training, for a network that one of the three cannot build."""
     try:
         UNet(data.channels, data.size, **network)
-        unet2d(network, data.channels, data.size)
-        unet(network, data.channels, data.size)
+        unet2d(network, data.channels, data.size[0])
+        unet(network, data.channels, data.size[0])
     except (TypeError, KeyError) as error:
         raise UserError(f"--network: {one_line(error)}") from None
 
@@ -214,7 +214,7 @@ def diffusers(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
 
     data, device = conditions.data, conditions.device
     batches = Batches(data.train, data.train_labels, BATCH_SIZE, conditions.seed, device)
-    model = unet2d(conditions.network, data.channels, data.size)
+    model = unet2d(conditions.network, data.channels, data.size[0])
     model = model.to(device).to(memory_format=torch.channels_last)
     scheduler = DDPMScheduler(T)
     average = EMAModel(
@@ -264,9 +264,9 @@ def denoising_diffusion(conditions: Conditions) -> tuple[Draw, dict[str, Any]]:
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 
     data, device = conditions.data, conditions.device
-    model = unet(conditions.network, data.channels, data.size)
+    model = unet(conditions.network, data.channels, data.size[0])
     diffusion = GaussianDiffusion(
-        model, image_size=data.size, timesteps=T, sampling_timesteps=conditions.num_steps
+        model, image_size=data.size[0], timesteps=T, sampling_timesteps=conditions.num_steps
     )
     trainer = Trainer(
         diffusion.to(device),

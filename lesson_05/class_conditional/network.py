@@ -27,6 +27,7 @@ class ClassConditionalUNet(UNet):
         super().__init__(**network)
         self.num_classes = num_classes
         self.label = nn.Embedding(num_classes + 1, 4 * self.channels)
+        self.classes = [str(label) for label in range(num_classes)]  # their names
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor) -> Tensor:  # type: ignore[override]
         time = self.time(timestep_embedding(t, self.channels))

@@ -1,5 +1,6 @@
 """Sample images of given classes, by Algorithm 2 of Ho et al. 2020."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 
 
 def main(
-    labels: list[int] | None = None,
+    labels: list[str] | None = None,
     guidance: float = 1.0,
     clip_x0: bool = True,
     variance: Variance | None = None,
@@ -31,7 +32,8 @@ def main(
     Writes samples.png, and labels.txt with the labels in the same rows of eight.
 
     Args:
-        labels: one or more, repeated in order up to num_samples; all the classes unless given.
+        labels: names or numbers of classes, repeated in order up to num_samples; all the classes
+            unless given.
         guidance: scale of classifier-free guidance; 1 is conditional sampling, 0 unconditional.
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
         variance: variance of the reverse steps; as in training unless given.
@@ -40,11 +42,9 @@ def main(
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
     num_samples = options.num_samples
     if labels is None:
-        labels = list(range(model.num_classes))[:num_samples]
-    labels = one_per_sample(labels, num_samples, "labels")
-    for label in labels:
-        if not 0 <= label < model.num_classes:
-            raise UserError(f"label {label} is not known: choose 0 to {model.num_classes - 1}")
+        labels = model.classes[:num_samples]
+    names = one_per_sample(labels, num_samples, "labels")
+    label = torch.tensor([label_of(name, model.classes) for name in names])
     with inference(options, "lesson_05.class_conditional") as (folder, device):
         process, model = process.to(device), model.to(device)
 
@@ -52,9 +52,9 @@ def main(
             return process.trajectory(model.bind(label, guidance), x_T, clip_x0)
 
         shape, T = content.image_shape, process.num_timesteps
-        samples = draw_samples(trajectory, num_samples, shape, T, device, torch.tensor(labels))
+        samples = draw_samples(trajectory, num_samples, shape, T, device, label)
     save_samples(folder, samples, options)
-    save_labels(folder / "labels.txt", labels)
+    save_labels(folder / "labels.txt", [model.classes[k] for k in label])
     print(f"{num_samples} samples: {folder}/samples.png, their labels: {folder}/labels.txt")
 
 
@@ -70,13 +70,29 @@ def load(
         num_classes = content.arguments(ClassConditionalUNet)["num_classes"]
         network = content.arguments(UNet, "network")
         model = content.build(lambda: ClassConditionalUNet(num_classes, **network))
+        model.classes = content.classes or model.classes
+        if len(model.classes) != num_classes:
+            raise UserError(f"it has {num_classes} classes, but names {len(model.classes)}")
     return process, model, content
 
 
-def save_labels(path: Path, labels: Sequence[int]) -> None:
-    """Save the labels in the layout of the image grid, eight in a row."""
-    rows = [labels[i : i + 8] for i in range(0, len(labels), 8)]
-    path.write_text("\n".join(" ".join(map(str, row)) for row in rows) + "\n")
+def label_of(name: str, classes: Sequence[str]) -> int:
+    """The label of the class of that name or, if no class has it, of that number."""
+    numbers = [str(label) for label in range(len(classes))]
+    for names in (classes, numbers):
+        if str(name) in names:
+            return list(names).index(str(name))
+    known = textwrap.shorten(", ".join(classes), 80, placeholder=" ...")
+    raise UserError(f"label {str(name)[:40]} is not known: choose from {known}")
+
+
+def save_labels(path: Path, names: Sequence[str]) -> None:
+    """Save the classes' names in the layout of the image grid, eight in a row."""
+    width = max(map(len, names))
+    rows = [
+        " ".join(name.ljust(width) for name in names[i : i + 8]) for i in range(0, len(names), 8)
+    ]
+    path.write_text("".join(f"{row.rstrip()}\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

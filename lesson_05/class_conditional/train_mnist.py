@@ -27,8 +27,8 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
         T = options.num_timesteps
         process = DDPM(linear_beta(T, options.beta_1, options.beta_T), options.variance)
         process.to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **network}
-        num_classes = data.num_classes
+        network = run.network_for(data, network)
+        num_classes = len(data.classes)
         model = run.prepare(ClassConditionalUNet(num_classes, **network))
         ema = Ema(model, options.ema_decay)
         averaged = cast(ClassConditionalUNet, ema.module)
@@ -64,7 +64,7 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
                     label = torch.arange(options.num_previews, device=run.device) % num_classes
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = preview(process, averaged.bind(label), x_T)
-                    run.save_preview(images, columns=num_classes)
+                    run.save_preview(images, columns=min(num_classes, 16))
                 save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
@@ -80,8 +80,8 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
                     label,
                 )
             save_samples(run.folder, samples, options)
-            save_labels(run.folder / "labels.txt", label.tolist())
-        run.finish("sample_mnist.py", "--labels", "3", "1", "4")
+            save_labels(run.folder / "labels.txt", [data.classes[k] for k in label])
+        run.finish("sample_mnist.py", "--labels", *data.classes[:3])
 
 
 if __name__ == "__main__":

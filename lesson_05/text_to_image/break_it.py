@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
+from common.data import DIGITS
 from common.errors import check_at_least
 from lesson_05.ddpm import Network, preview
 from lesson_05.guidance import Guided
@@ -40,10 +41,15 @@ def main(
     run_breaks("lesson_05.text_to_image", breaks, what, options)
 
 
+def words(bench: Bench) -> list[str]:
+    """ "zero", "one", "two", ... or other classes, repeated from the first on."""
+    names = WORDS if bench.model.classes == DIGITS else bench.model.classes
+    return [names[k % len(names)] for k in range(bench.options.num_samples)]
+
+
 def prompts(bench: Bench) -> Tensor:
-    """The tokens of "zero", "one", "two", ..., repeated from "zero" on."""
-    words = [WORDS[k % 10] for k in range(bench.options.num_samples)]
-    return tokenize(words).to(bench.device)
+    """The tokens of these words."""
+    return tokenize(words(bench)).to(bench.device)
 
 
 def sample(bench: Bench, network: Network, num_steps: int) -> Tensor:
@@ -64,13 +70,15 @@ def no_mask(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 
 
 def wrong_null(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """Guidance away from "one", as if it were the null prompt."""
-    tokens = prompts(bench)
+    """Guidance away from the second prompt, such as "one", as if it were the null prompt."""
+    tokens, second = prompts(bench), words(bench)[:2][-1]
     condition = bench.model.encode(tokens)
     wrong = bench.model.encode(tokens[[1] * len(tokens)]) if len(tokens) > 1 else condition
     return {
         "away from null": sample(bench, bench.model.bind(tokens, 3.0), num_steps),
-        'away from "one"': sample(bench, Guided(bench.model, 3.0, condition, wrong), num_steps),
+        f'away from "{second}"': sample(
+            bench, Guided(bench.model, 3.0, condition, wrong), num_steps
+        ),
     }
 
 

@@ -7,12 +7,14 @@ context = model.encode(tokens)
 process.loss(partial(model, context=context), ...)  # called as network(xt, t)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from common.data import DIGITS
 from lesson_05.guidance import Guided
 from lesson_05.text_to_image.text import Attention, Context, TextEncoder, null_prompt
 from lesson_05.unet import Block, SelfAttention, UNet, timestep_embedding
@@ -55,6 +57,7 @@ class TextToImageUNet(UNet):
     def __init__(self, text: TextEncoder, **network: Any) -> None:
         super().__init__(**network)
         self.text = text
+        self.classes: Sequence[str] = DIGITS  # what its training prompts name
         self.summary = nn.Linear(text.dim, 4 * self.channels)
         nn.init.zeros_(self.summary.weight)  # at first the prompt has no effect here either
         nn.init.zeros_(self.summary.bias)

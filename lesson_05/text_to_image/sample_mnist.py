@@ -14,7 +14,7 @@ from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.guidance import one_per_sample
 from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image.network import TextToImageUNet
-from lesson_05.text_to_image.text import TextEncoder, digit_prompts, tokenize
+from lesson_05.text_to_image.text import TextEncoder, class_prompts, tokenize
 from lesson_05.unet import UNet
 
 SHIPPED = str(Path(__file__).parents[2] / "lesson_06" / "pretrained" / "text_to_image.safetensors")
@@ -41,7 +41,7 @@ def main(
     process, model, content = load(options.model_checkpoint, options.sha256, variance)
     num_samples = options.num_samples
     if prompts is None:
-        prompts = random_prompts(num_samples, options.seed)
+        prompts = random_prompts(num_samples, options.seed, model.classes)
     prompts = one_per_sample(prompts, num_samples, "prompts")
     tokens = tokenize(prompts)
     with inference(options, "lesson_05.text_to_image") as (folder, device):
@@ -69,13 +69,14 @@ def load(
         text = content.arguments(TextEncoder, "text")
         network = content.arguments(UNet, "network")
         model = content.build(lambda: TextToImageUNet(TextEncoder(**text), **network))
+        model.classes = content.classes or model.classes
     return process, model, content
 
 
-def random_prompts(count: int, seed: int) -> list[str]:
-    """Prompts for random digits, from random templates."""
-    draw = random.Random(seed)
-    return [draw.choice(digit_prompts(draw.randrange(10))) for _ in range(count)]
+def random_prompts(count: int, seed: int, classes: Sequence[str]) -> list[str]:
+    """Prompts for random classes, from random templates."""
+    draw, prompts = random.Random(seed), class_prompts(classes)
+    return [draw.choice(prompts[draw.randrange(len(prompts))]) for _ in range(count)]
 
 
 def save_prompts(path: Path, prompts: Sequence[str], columns: int = 8) -> None:

@@ -1,6 +1,7 @@
 """Prompts: those of training, their tokens, and the text encoder."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from common.data import DIGITS
 from common.errors import UserError, check_at_least
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -37,10 +39,23 @@ def digit_prompts(digit: int) -> list[str]:
     return [p.replace("a 8", "an 8").replace("a eight", "an eight") for p in prompts]
 
 
-def all_digit_prompts() -> Tensor:
-    """The tokens of every prompt for every digit, int64 (10, prompts a digit, L)."""
-    prompts = [digit_prompts(digit) for digit in range(10)]
-    return tokenize([prompt for row in prompts for prompt in row]).unflatten(0, (10, -1))
+def class_prompts(classes: Sequence[str]) -> list[list[str]]:
+    """The training prompts of each class: its name in each template, as for digits if all classes
+    are digits, else in those templates that do not speak of digits."""
+    if {*classes} <= {*DIGITS}:
+        return [digit_prompts(int(name)) for name in classes]
+    templates = [text for text in TEMPLATES if not re.search("digit|number|hand", text)]
+    prompts = []
+    for name in (" ".join(name.replace("_", " ").split()) for name in classes):
+        article = "an {}" if name[:1].lower() in "aeio" else "a {}"
+        prompts.append([text.replace("a {}", article).format(name) for text in templates])
+    return prompts
+
+
+def all_prompts(classes: Sequence[str] = DIGITS) -> Tensor:
+    """The tokens of every prompt for every class, int64 (classes, prompts a class, L)."""
+    prompts = class_prompts(classes)
+    return tokenize([p for row in prompts for p in row]).unflatten(0, (len(classes), -1))
 
 
 def tokenize(prompts: Sequence[str]) -> Tensor:

@@ -18,7 +18,7 @@ from lesson_05.options import TextToImageOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
-from lesson_05.text_to_image.text import TextEncoder, all_digit_prompts, null_prompt, tokenize
+from lesson_05.text_to_image.text import TextEncoder, all_prompts, null_prompt, tokenize
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
 
@@ -51,8 +51,8 @@ def train(
         T = options.num_timesteps
         process = DDPM(linear_beta(T, options.beta_1, options.beta_T), options.variance)
         process.to(run.device)
-        network = {"image_channels": data.channels, "image_size": data.size, **network}
-        prompts = all_digit_prompts().to(run.device)  # (10, prompts a digit, L)
+        network = run.network_for(data, network)
+        prompts = all_prompts(data.classes).to(run.device)  # (classes, prompts a class, L)
         model = run.prepare(TextToImageUNet(TextEncoder(**text), **network))
         ema = Ema(model, options.ema_decay)
         averaged = cast(TextToImageUNet, ema.module)
@@ -88,15 +88,15 @@ def train(
                     run.log(held_out_loss=held_out_loss(process, bound, data.test))
             if run.due("preview"):
                 with run.evaluating():
-                    label = torch.arange(options.num_previews, device=run.device) % 10
+                    label = torch.arange(options.num_previews, device=run.device) % len(prompts)
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = sampler.preview(process, averaged.bind(prompts[label, 0]), x_T)
-                    run.save_preview(images, columns=10)
+                    run.save_preview(images, columns=min(len(prompts), 16))
                 save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
         if options.num_samples > 0:
-            words = random_prompts(options.num_samples, options.seed)
+            words = random_prompts(options.num_samples, options.seed, data.classes)
             with run.evaluating(options.seed):
                 samples = draw_samples(
                     lambda x_T, tokens: sampler.trajectory(process, averaged.bind(tokens), x_T),
@@ -108,7 +108,7 @@ def train(
                 )
             save_samples(run.folder, samples, options)
             save_prompts(run.folder / "prompts.txt", words)
-        run.finish(sampler.script, "--prompts", "seven", "3")
+        run.finish(sampler.script, "--prompts", *data.classes[:2])
 
 
 if __name__ == "__main__":

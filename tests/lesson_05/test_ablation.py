@@ -9,7 +9,7 @@ from lesson_05 import ablation
 
 
 def test_the_table_has_each_row_with_its_error_and_is_resumed(tmp_path, capsys, monkeypatch):
-    words = "--rows mean_vlb eps_simple --seeds 0 1 --num_training_steps 2 --num_steps 2"
+    words = "--rows mean_vlb eps_simple --seeds 0 1 --num_training_steps 1 --num_steps 1"
     words += " --num_samples 66 --num_images 4 --dataset digits --device cpu"
     words = [*words.split(), "--output_dir", str(tmp_path)]
     cli.run(ablation.main, words)

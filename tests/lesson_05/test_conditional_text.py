@@ -9,7 +9,7 @@ from lesson_05.text_to_image.text import (
     NULL,
     PADDING,
     TextEncoder,
-    all_digit_prompts,
+    all_prompts,
     digit_prompts,
     null_prompt,
     tokenize,
@@ -40,7 +40,7 @@ def test_training_prompts_name_each_digit_in_24_ways():
     prompts = digit_prompts(8)
     assert {"8", "eight", "a handwritten eight", "the digit 8", "an 8"} <= set(prompts)
     assert len(set(prompts)) == len(prompts) == 24
-    tokens = all_digit_prompts()
+    tokens = all_prompts()
     assert tokens.shape[:2] == (10, len(prompts))
     assert tokens.shape[2] <= MAX_LENGTH
     assert bytes(tokens[7, 0, :1].tolist()) == b"7"

@@ -32,7 +32,7 @@ def test_the_number_of_the_step_replaces_the_time(bench, monkeypatch):
         times.append(int(t[0]))
         return xt
 
-    monkeypatch.setattr(break_it, "bind_digits", lambda model, count: network)
+    monkeypatch.setattr(break_it, "bind_classes", lambda model, count: network)
     break_it.number_for_time(bench, 4)
     assert times == [*reversed(ddim_timesteps(60, 4)), 4, 3, 2, 1]
 

@@ -89,7 +89,7 @@ def test_prompts_for_a_class_conditional_checkpoint_are_labels(checkpoints, tmp_
     assert (tmp_path / "prompts.txt").read_text().split() == ["0", "1", "2"]
     for prompt in ("seven", "10", "-1"):
         line = error(capsys, tmp_path / "no", *words, f"--prompts=[{prompt!r}]")
-        assert "is no label of this class-conditional checkpoint: choose 0 to 9" in line
+        assert "is not known: choose from 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in line
 
 
 @pytest.mark.parametrize(

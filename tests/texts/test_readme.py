@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 from benchmarks.quality import figures, scoreboard
 from benchmarks.quality.evaluate import columns
@@ -75,7 +76,12 @@ def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monke
     """In its folder; the first in a separate process, as a user would run it."""
     words = shlex.split(line)[1:]
     folder = readme.parent if (readme.parent / words[0]).exists() else ROOT / "lesson_05"
-    if "--dataset" in words:  # the only data that need no download
+    if "--data_dir" in words:  # a folder of one's own images
+        words[words.index("--data_dir") + 1] = str(tmp_path / "photos")
+        (tmp_path / "photos").mkdir()
+        for number in range(6):
+            Image.effect_noise((60, 40), number).save(tmp_path / "photos" / f"{number}.jpg")
+    elif "--dataset" in words:  # the only data that need no download
         words[words.index("--dataset") + 1] = "digits"
     if "--model_checkpoint" in words:
         words[words.index("--model_checkpoint") + 1] = str(
@@ -84,6 +90,7 @@ def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monke
     elif "train" not in words[0]:
         words += ["--model_checkpoint", str(trained / "checkpoint_000004.safetensors")]
     tiny = TINY[Path(words[0]).name]
+    tiny = tiny.replace("--dataset digits ", "") if "--data_dir" in words else tiny
     if "--start_from" in words:  # the shipped network has the preset's size
         tiny = re.sub(r"--network\.\w+ \d+ ", "", tiny)
     words += [*shlex.split(tiny), "--output_dir", str(tmp_path / "run")]
