@@ -55,7 +55,7 @@ def import_weights(source: str, out: str | None, sha256: str | None, half: bool)
     config = {**known.config, "published": name, "published_sha256": found}
     # Step 0: most files do not say how long they were trained.
     save(target, Checkpoint(lesson, config, known.dataset, 0, saved))
-    print(f"{target}: a checkpoint of {lesson}, {target.stat().st_size / 1e6:.1f} MB. To sample it:")
+    print(f"{target}: a checkpoint of {lesson}, {target.stat().st_size / 1e6:.1f} MB. Sample it:")
     script, *flags = published()[lesson].SAMPLE
     words = [str(ROOT / script).removeprefix(f"{Path.cwd()}/"), *flags, "--num_samples", "4"]
     return [sys.executable, *words, "--model_checkpoint", str(target)]
@@ -78,7 +78,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote: in a zip archive, which is mapped into memory, or in the older form."""
+    """What torch.save wrote: a zip archive, which is mapped into memory, or the older format."""
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         with zipfile.ZipFile(path) as archive:
@@ -90,9 +90,9 @@ def read_pickle(path: Path) -> Any:
         raise UserError("it is incomplete, or holds objects that may run code") from None
 
 
-def is_weight(tensor: object) -> bool:
-    is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-    return is_plain and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+def is_weight(value: Any) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and value.device.type == "cpu" and value.dtype in DTYPES
 
 
 def recognise(
@@ -136,9 +136,7 @@ def convert(
     return result
 
 
-def candidates(
-    lesson: str, module: ModuleType, shapes: Shapes, path: Path
-) -> dict[str, Published]:
+def candidates(lesson: str, module: ModuleType, shapes: Shapes, path: Path) -> dict[str, Published]:
     """The networks that the file may hold: the one that a config.json beside it describes, as in a
     Hub folder, else all that the lesson lists."""
     config = path.resolve().with_name("config.json")
@@ -162,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes()))
 
 
-def their_names(network: nn.Module, table: dict[str, str]) -> dict[str, list[str]]:
+def their_names(network: Any, table: dict[str, str]) -> dict[str, list[str]]:
     """The names that another code has for each weight of our network, from a table such as
     lesson_05/published.py has: three names where q, k and v are kept apart."""
     places, result = dict(table), {}
