@@ -156,11 +156,17 @@ def export_onnx(model: nn.Module, image_shape: tuple[int, int, int], path: Path)
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m common.export", description=export.__doc__)
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m common.export", description="Write a checkpoint as a diffusers folder."
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file of lesson 5 or 9")
     parser.add_argument("folder", metavar="FOLDER", help="a new folder")
     try:
-        export(**vars(parser.parse_args()))
+        export(**vars(parser.parse_args(argv)))
     except (UserError, OSError) as error:
         parser.exit(2, f"error: {one_line(error)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def import_weights(source: str, out: str | None, sha256: str | None, half: bool) -> list[str]:
-    """Write the checkpoint. Returns the words of a command that draws samples from it.
+    """Make a checkpoint of lesson 5 or 9 from published weights. Returns the words of a command
+    that draws samples from it.
 
     Raises:
         UserError: the file cannot be read, is not the one with that sha256, or holds no network of
@@ -78,14 +79,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote: a zip archive, which is mapped into memory, or the older format."""
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip:
+    """What torch.save wrote, in a zip archive or in the older format."""
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise UserError("it is compressed, which torch.save does not do")
     try:
-        return torch.load(path, "cpu", weights_only=True, mmap=is_zip)
+        with path.open("rb") as file:  # torch.load would take the name x.safetensors for a format
+            return torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError("it is incomplete, or holds objects that may run code") from None
 
@@ -210,15 +211,20 @@ def first_difference(found: Shapes, wanted: Shapes) -> str | None:
     return None
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        "python -m common.import_weights", description="Make a checkpoint from published weights."
+        "python -m common.import_weights",
+        description="Make a checkpoint of lesson 5 or 9 from published weights.",
     )
     parser.add_argument("source", metavar="FILE_OR_URL", help="safetensors, .bin, .pt or .ckpt")
     parser.add_argument("--out", metavar="F", help="the checkpoint; NAME.safetensors unless given")
     parser.add_argument("--sha256", metavar="SUM", help="refuse a file with another sum")
     parser.add_argument("--half", action="store_true", help="save float16 instead of float32")
     try:
-        print(shlex.join(import_weights(**vars(parser.parse_args()))))
+        print(shlex.join(import_weights(**vars(parser.parse_args(argv)))))
     except (UserError, OSError) as error:
         parser.exit(2, f"error: {one_line(error)}\n")
+
+
+if __name__ == "__main__":
+    main()
