@@ -9,11 +9,11 @@ refuses everything else, so that no code in a file runs.
 
 import argparse
 import json
-import pickle
 import shlex
 import sys
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -51,11 +51,11 @@ def import_weights(source: str, out: str | None, sha256: str | None, half: bool)
     if target.exists():
         raise UserError(f"{target} exists: name another file with --out")
     size = sum(weight.numel() for weight in weights.values())
-    print(f"{path}: {name}, {size:,} weights, sha256 {found}")
     saved = {f"ema.{k}": weight.half() if half else weight for k, weight in weights.items()}
     config = {**known.config, "published": name, "published_sha256": found}
     # Step 0: most files do not say how long they were trained.
     save(target, Checkpoint(lesson, config, known.dataset, 0, saved))
+    print(f"{path}: {name}, {size:,} weights, sha256 {found}")
     print(f"{target}: a checkpoint of {lesson}, {target.stat().st_size / 1e6:.1f} MB. Sample it:")
     script, *flags = published()[lesson].SAMPLE
     words = [str(ROOT / script).removeprefix(f"{Path.cwd()}/"), *flags, "--num_samples", "4"]
@@ -87,7 +87,7 @@ def read_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:  # torch.load would take the name x.safetensors for a format
             return torch.load(file, "cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise UserError("it is incomplete, or holds objects that may run code") from None
 
 

@@ -143,6 +143,8 @@ def from_diffusers(unet: dict[str, Any], scheduler: dict[str, Any], source: str)
         UserError: the lesson's network or process cannot be like that. It begins with `source`.
     """
     needed = {**DIFFUSERS_CONFIG, **ALWAYS, "out_channels": unet["in_channels"]}
+    if unet.get("attn_norm_num_groups") is not None:
+        needed["attn_norm_num_groups"] = unet["norm_num_groups"]
     check_settings(unet, needed, source)
     needed = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None}
     check_settings(scheduler, needed, f"{source}'s scheduler")
@@ -156,7 +158,7 @@ def from_diffusers(unet: dict[str, Any], scheduler: dict[str, Any], source: str)
         "image_size": size,
         "channels": widths[0],
         "multipliers": [width // widths[0] for width in widths],
-        "num_blocks": min(unet["layers_per_block"], 100),  # a file must not build without end
+        "num_blocks": min(unet["layers_per_block"], 20),  # a file must not build for hours
         "attention_resolutions": [
             size // 2**level for level, kind in enumerate(types) if kind == "AttnDownBlock2D"
         ],

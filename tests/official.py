@@ -23,7 +23,7 @@ from lesson_05 import published as five
 
 FILE = np.load(Path(__file__).parent / "published" / "official.npz")
 NAMES = sorted(name.removesuffix(".keys") for name in FILE.files if name.endswith(".keys"))
-SMALL = ["ermongroup_cifar10", "google_ddpm_cifar10_32", "openai_cifar10_uncond_50M"]
+SMALL = ["ermongroup_cifar10", "openai_cifar10_uncond_50M"]
 
 
 def facts(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from helpers import ROOT, same
 from server import Server
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import cli, import_weights, lessons
 from common.checkpoint import load
@@ -47,7 +47,8 @@ def average_last(content: dict[str, Tensor]) -> list[Any]:
     """A checkpoint of the training code of DDIM's authors: the network with a prefix, the state of
     the optimiser, the epoch, the step, and the average of the weights."""
     network = collections.OrderedDict((f"module.{k}", v + 1) for k, v in content.items())
-    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(2))]).state_dict()
+    moments = {"step": 17, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}]}
     return [network, optimizer, 3, 17, content]
 
 
