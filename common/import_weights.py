@@ -12,6 +12,7 @@ import json
 import shlex
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoint, save, translate_errors
 from common.errors import UserError, one_line
-from common.files import ROOT, check_sha256, expand, fetch, file_sha256, is_address
+from common.files import MAX_BYTES, ROOT, check_sha256, expand, fetch, file_sha256, is_address
 from common.lessons import Published, published
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -42,6 +43,8 @@ def import_weights(source: str, out: str | None, sha256: str | None, half: bool)
     path = fetch(source, sha256, check=read_tensors) if is_address(source) else expand(source)
     if not path.is_file():
         raise UserError(f"{path} is not a file: name one, or its address")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes: no network here is")
     found = file_sha256(path)
     if sha256 and found != sha256.lower():
         raise UserError(f"{path} has the sha256 {found}, not {sha256}: it is another file")
@@ -107,40 +110,49 @@ def recognise(
         if missing := module.missing(shapes):
             needs = " and ".join(missing)
             raise UserError(f"{path} needs {needs}: no network of these lessons has this")
-        for name, known in candidates(lesson, module, shapes, path).items():
-            with translate_errors(str(path)), torch.device("meta"):
-                network = module.UNet(**known.config["network"])
-            for table in known.names:
-                names = their_names(network, table)
-                wanted = their_shapes(network, names)
-                difference = first_difference(shapes, wanted)
-                if not difference:
-                    with translate_errors(str(path)):
-                        return lesson, name, known, convert(tensors, network, names)
-                nearest = max(nearest, (len(shapes.keys() & wanted), f"{name}: {difference}"))
+        for name, known, network, names in candidates(lesson, module, shapes, path):
+            wanted = their_shapes(network, names)
+            difference = first_difference(shapes, wanted)
+            if not difference:
+                return lesson, name, known, convert(tensors, network, names, path)
+            nearest = max(nearest, (len(shapes.keys() & wanted), f"{name}: {difference}"))
     if nearest[0] > 0:
         raise UserError(f"{path} is no network that these lessons know; nearest is {nearest[1]}")
     known_names = ", ".join(name for module in published().values() for name in module.PUBLISHED)
     raise UserError(f"{path} is no network that these lessons know, which are {known_names}")
 
 
+def candidates(
+    lesson: str, module: ModuleType, shapes: Shapes, path: Path
+) -> Iterator[tuple[str, Published, nn.Module, dict[str, list[str]]]]:
+    """The networks of a lesson that the file may hold, each without memory, and for each naming
+    the names of its weights."""
+    for name, known in known_networks(lesson, module, shapes, path).items():
+        with translate_errors(str(path)), torch.device("meta"):
+            network = module.UNet(**known.config["network"])
+        for table in known.names:
+            yield name, known, network, their_names(network, table)
+
+
 def convert(
-    tensors: dict[str, Tensor], network: nn.Module, names: dict[str, list[str]]
+    tensors: dict[str, Tensor], network: nn.Module, names: dict[str, list[str]], path: Path
 ) -> dict[str, Tensor]:
     """The weights of our network from theirs, which have the right shapes, as float32."""
     result = {}
     for ours, weight in network.state_dict().items():
-        result[ours] = torch.cat([tensors[name] for name in names[ours]]).float()
-        if not result[ours].isfinite().all():
-            raise UserError(f"{' or '.join(names[ours])} has values that are not finite")
-        result[ours] = result[ours].reshape(weight.shape)
+        joined = torch.cat([tensors[name] for name in names[ours]]).float()
+        if not joined.isfinite().all():
+            raise UserError(f"{path}: {', '.join(names[ours])} has values that are not finite")
+        result[ours] = joined.reshape(weight.shape)
     return result
 
 
-def candidates(lesson: str, module: ModuleType, shapes: Shapes, path: Path) -> dict[str, Published]:
-    """The networks that the file may hold: the one that a config.json beside it describes, as in a
-    Hub folder, else all that the lesson lists."""
-    config = path.resolve().with_name("config.json")
+def known_networks(
+    lesson: str, module: ModuleType, shapes: Shapes, path: Path
+) -> dict[str, Published]:
+    """The network that a config.json beside the file describes, as in a Hub folder, else all that
+    the lesson lists."""
+    config = path.absolute().with_name("config.json")  # the Hub's cache has links to elsewhere
     from_diffusers = getattr(module, "from_diffusers", None)
     if not (from_diffusers and config.is_file() and "conv_norm_out.weight" in shapes):
         return module.PUBLISHED
@@ -148,8 +160,7 @@ def candidates(lesson: str, module: ModuleType, shapes: Shapes, path: Path) -> d
         scheduler = read_json(config.with_name("scheduler_config.json"))
         known = from_diffusers(read_json(config), scheduler, str(config))
         Checkpoint(lesson, known.config, known.dataset, 0, {}, source=str(config))  # checks values
-    same = [name for name, p in module.PUBLISHED.items() if p.config == known.config]
-    return {same[0] if same else config.parent.name: known}
+    return {config.parent.name: known}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def write_config(folder: Path, unet: dict[str, Any], scheduler: dict[str, Any]) 
 def test_a_config_beside_a_hub_file_is_used(tmp_path):
     """Another size, schedule and variance than those of the published network."""
     model, path = official.network(), tmp_path / "diffusion_pytorch_model.bin"
-    path.write_bytes(as_bytes(official.renamed(model, five.DIFFUSERS_2022)))
+    blob = tmp_path / "blobs" / "123"  # as in the Hub's cache
+    blob.parent.mkdir()
+    blob.write_bytes(as_bytes(official.renamed(model, five.DIFFUSERS_2022)))
+    path.symlink_to(blob)
     scheduler = {**official.SCHEDULER, "beta_start": 4e-4, "beta_end": 0.01}
     config = {**official.UNET, "sample_size": 24}
     write_config(tmp_path, config, scheduler)

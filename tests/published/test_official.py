@@ -68,7 +68,8 @@ def test_imported_networks_agree_with_the_official_outputs_and_wrong_imports_do_
         assert official.error(name, model, shift, count=1) > 100 * LIMIT, "a time off by one"
     for wrong in WRONG.get(name, []):
         undo = wrong(model)
-        assert official.error(name, model, count=1) > LIMIT, wrong.__name__
+        least = LIMIT if wrong is wrong_eps else 100 * LIMIT
+        assert official.error(name, model, count=1) > least, wrong.__name__
         undo()
     assert official.error(name, model, count=1) < LIMIT
 

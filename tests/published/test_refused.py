@@ -248,6 +248,9 @@ def test_mistakes_on_the_command_line(folder, capsys):
     assert "could not be written" in error_line(capsys, "weights.pt", "--out", "nowhere/a")
     for path in ("missing.pt", ".", "pipe"):
         assert f"{path} is not a file" in error_line(capsys, path)
+    Path("huge.pt").touch()
+    os.truncate("huge.pt", 10**11)  # it takes no space
+    assert "huge.pt is larger than 4,000,000,000 bytes" in error_line(capsys, "huge.pt")
     assert "it is another file" in error_line(capsys, "weights.pt", "--sha256", "0" * 64)
     assert "64 hexadecimal digits" in error_line(capsys, "weights.pt", "--sha256", "")
     weights["out.2.bias"] *= 1e9
