@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps stress environments clean
+.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps published stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -39,6 +39,9 @@ notebooks: .venv/tested  ## run every notebook and keep its pictures
 
 maps: .venv/tested  ## correct the line numbers in the READMEs' equation maps, and check them
 	$(BIN)/python -m tests.maps --fix
+
+published: .venv/tested  ## imported networks, those of 114 to 121 million weights, too: 2 GB
+	DIFFUSION_LARGE=1 $(BIN)/python -m pytest tests/published
 
 stress: .venv/tested  ## kills, full disks, damaged files, long runs: hours, on an idle machine
 	$(BIN)/python tests/stress.py kills --count 200

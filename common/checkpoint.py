@@ -173,11 +173,17 @@ def read_header(source: str | Path, sha256: str | None = None) -> Checkpoint:
             "name a file such as output/checkpoint_001000.safetensors"
         ) from None
     if not text:
-        raise UserError(f"{path} is no checkpoint: these are .safetensors files, no longer .pt")
+        raise UserError(
+            f"{path} is no checkpoint: these are .safetensors files, no longer .pt; published "
+            "weights are converted by `python -m common.import_weights`"
+        )
     with translate_errors(str(path)):
         values = json.loads(json.loads(text).get("__metadata__", {}).get(KEY, "{}"))
         if values.get("format") != FORMAT:
-            raise UserError(f"{path} holds no checkpoint of these lessons (format {FORMAT})")
+            raise UserError(
+                f"{path} holds no checkpoint of these lessons (format {FORMAT}); published weights "
+                "are converted by `python -m common.import_weights`"
+            )
         fields = {name: values[name] for name in (*KINDS, "sha256")}
         return Checkpoint(**fields, tensors={}, source=str(path))
 

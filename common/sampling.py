@@ -15,7 +15,7 @@ from common.files import output_folder
 from common.options import PictureOptions, ScriptOptions
 from common.pictures import save_gif, save_grid, save_images, save_npz
 
-BATCH_SIZE = 64
+BATCH_SIZE, MAX_PIXELS = 64, 64 * 32 * 32  # of a batch: 16 images of 64x64, one of 256x256
 NUM_FRAMES = 60
 Shape = tuple[int, int, int]
 Trajectory = Callable[..., Iterator[tuple[int, Tensor]]]
@@ -47,8 +47,9 @@ def draw_samples(
     num_steps: int,
     device: torch.device,
     conditions: Tensor | None = None,
+    picture: Path | None = None,
 ) -> Samples:
-    """Draw samples, 64 at a time, and move them to the CPU.
+    """Draw samples, 64 at a time or fewer of large images, and move them to the CPU.
 
     Args:
         trajectory: trajectory(x_T) yields (t, xt) for each of num_steps steps, the image last.
@@ -58,13 +59,15 @@ def draw_samples(
         num_steps: steps of a trajectory.
         device: device of the noise x_T.
         conditions: (N, ...), labels or tokens, one for each sample.
+        picture: a file for the samples so far, written after each batch but the last.
     """
     images, frames = [], []
+    batch_size = max(1, min(BATCH_SIZE, MAX_PIXELS // (shape[1] * shape[2])))
     shown = {round(num_steps * k / NUM_FRAMES) for k in range(1, NUM_FRAMES + 1)}
-    num_batches = -(-num_samples // BATCH_SIZE)
+    num_batches = -(-num_samples // batch_size)
     with tqdm(total=num_batches * num_steps, unit="step", desc="sampling") as bar:
-        for first in range(0, num_samples, BATCH_SIZE):
-            rows = slice(first, min(first + BATCH_SIZE, num_samples))
+        for first in range(0, num_samples, batch_size):
+            rows = slice(first, min(first + batch_size, num_samples))
             x_T = torch.randn(rows.stop - first, *shape, device=device)
             if first == 0:
                 frames.append(x_T[:16].cpu())
@@ -74,6 +77,8 @@ def draw_samples(
                 if first == 0 and step in shown:
                     frames.append(xt[:16].cpu())
             images.append(check_finite(xt).cpu())
+            if picture and rows.stop < num_samples:
+                save_grid(picture, torch.cat(images))
     return Samples(torch.cat(images), frames)
 
 

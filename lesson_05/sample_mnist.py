@@ -23,7 +23,8 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images from a checkpoint of this lesson [Ho20 Algorithm 2].
+    """Sample images from a checkpoint of this lesson [Ho20 Algorithm 2]: digits, and photographs
+    with the weights that `python -m common.import_weights` converts.
 
     Args:
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
@@ -33,7 +34,14 @@ def main(
     T = process.num_timesteps
     with inference(options, "lesson_05") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
-        samples = draw_samples(trajectory, options.num_samples, content.image_shape, T, device)
+        samples = draw_samples(
+            trajectory,
+            options.num_samples,
+            content.image_shape,
+            T,
+            device,
+            picture=folder / "samples.png",
+        )
     save_samples(folder, samples, options)
     print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
 

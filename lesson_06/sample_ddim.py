@@ -40,7 +40,8 @@ def main(
 
     Writes conditional.png, and prompts.txt with the prompts in the same rows of eight;
     unconditional.png, from the same noise; and steps.gif, the first 16 images from noise to image.
-    It samples checkpoints of lesson 5, with or without conditions, and of lesson 9.
+    It samples checkpoints of lesson 5, with or without conditions, and of lesson 9, among them
+    those that `python -m common.import_weights` makes of published weights.
 
     Args:
         prompts: one or more, repeated in order up to num_samples; drawn at random unless given.
@@ -81,6 +82,7 @@ def main(
                 num_steps,
                 device,
                 conditions,
+                folder / f"{name}.png",
             )
             seconds = time.perf_counter() - start
             save_named(folder / name, images, options)

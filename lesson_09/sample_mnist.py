@@ -25,7 +25,8 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images from a checkpoint of this lesson [Nichol21 Section 4].
+    """Sample images from a checkpoint of this lesson [Nichol21 Section 4]: digits, and photographs
+    with the weights that `python -m common.import_weights` converts.
 
     Args:
         num_steps: S, the number of sampling steps, spread evenly over the T steps of training; all
@@ -38,7 +39,14 @@ def main(
     S = process.num_timesteps
     with inference(options, "lesson_09") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
-        samples = draw_samples(trajectory, options.num_samples, content.image_shape, S, device)
+        samples = draw_samples(
+            trajectory,
+            options.num_samples,
+            content.image_shape,
+            S,
+            device,
+            picture=folder / "samples.png",
+        )
     save_samples(folder, samples, options)
     files = f"{folder}/samples.png, reverse.gif, reverse.png"
     print(f"{options.num_samples} samples in {S} steps: {files}")

@@ -43,6 +43,20 @@ def test_samples_are_drawn_in_batches_of_64_each_with_its_condition():
     assert torch.equal(frames[-1], images[:16])
 
 
+@pytest.mark.parametrize(("size", "batches"), [(28, [20]), (64, [16, 4]), (256, [1, 1])])
+def test_large_images_are_drawn_in_small_batches_and_shown_as_they_come(size, batches, tmp_path):
+    picture, seen = tmp_path / "samples.png", []
+
+    def trajectory(x_T: Tensor):
+        seen.append((len(x_T), picture.exists()))
+        yield 0, x_T
+
+    samples = draw_samples(trajectory, sum(batches), (1, size, size), 1, CPU, picture=picture)
+    assert seen == [(B, k > 0) for k, B in enumerate(batches)]
+    assert len(samples.images) == sum(batches)
+    assert picture.exists() == (len(batches) > 1)  # the script itself saves the last one
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 8, 70])
 def test_trajectories_of_any_length_have_a_strip(num_steps, tmp_path):
     def trajectory(xt: Tensor):
