@@ -21,6 +21,7 @@ export class Network {
     this.weights = weights;
     this.memory = new WebAssembly.Memory({ initial: MEMORY_PAGES });
     this.used = 0;
+    this.passes = 0;
     this.layers = [];
     this.inPixels = new Set();
     this.emb = new Float32Array(4 * this.config.channels);
@@ -32,6 +33,7 @@ export class Network {
 
   /** The noise in xt (784 numbers) at time t, for a digit or for the null label. */
   predict(xt, t, label) {
+    this.passes++;
     this.embed(t, label);
     copyInto(this.input, xt);
     for (const run of this.layers) run();
