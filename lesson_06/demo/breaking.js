@@ -6,29 +6,32 @@ import { Lines } from "./lines.js";
 import { number } from "./mathematics.js";
 import { lastDeviation } from "./samplers.js";
 
-const COUNT = 6; // digits 0 to 5
+const COUNT = 6; // noises: the seed and the next ones
 const MAGNIFIED = 30;
 
-/** What differs from the lesson, and what one sees. */
+const USUAL = { label: "none", guidance: 1, steps: 25 };
+
+/** What differs from the lesson, what one sees, and the settings that show it well. */
 const BREAKS = {
   silent: {
     broken: { clip: true, broken: "silent" },
-    text: `Each step takes some of the old noise away and should add a little new noise. Without the
-      new noise there is less of it in the image than the network expects, and it draws digits that
-      are too plain, or blank.`,
+    text: `Each step should add a little new noise. Without it nothing is left to chance: whatever
+      the first noise, the images become nearly the same.`,
     line: { math: "x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s-σ^2} ε̂", mirror: "mean", gone: "noise" },
   },
   late: {
     broken: { clip: true, broken: "late" },
-    text: `The last image should be the clean one. Noise that is added to it stays: about one grey
-      level, which the lower rows show ${MAGNIFIED} times as strong.`,
+    text: `Noise that is added to the last image stays in it. It is about one grey level, too little to
+      see; the lower rows show it ${MAGNIFIED} times as bright.`,
     line: { math: "x_0=μ+√{β̃_2} z", mirror: "late", gone: "p_sample" },
     magnified: true,
   },
   clipping: {
     broken: { clip: false },
-    text: `The first estimates of the clean image lie far outside white and black, by a factor of up
-      to 100 at t = 1000. Clipped to [−1, 1] they do no harm. Try more guidance, or few steps.`,
+    text: `With much guidance and few steps the estimates of the clean image lie far outside white and
+      black. Without clipping the strokes grow too fat, and pixels end outside, too (pink). With
+      little guidance this network needs no clipping: try 1.`,
+    settings: { label: "3", guidance: 16, steps: 10 },
     line: { math: "x̂_0=\\frac{x_t-√{1-ᾱ_t} ε̂}{√{ᾱ_t}}", mirror: "x0", gone: "use_clip" },
   },
   number: {
@@ -55,6 +58,11 @@ export class BreakPanel {
     ];
     this.extra = [...rows.children].slice(4);
     this.controls = new Controls(panel.querySelector("form"), () => this.start());
+    for (const choice of panel.querySelectorAll("[name=what]")) {
+      choice.addEventListener("input", () => {
+        this.controls.set({ ...USUAL, ...BREAKS[choice.value].settings });
+      });
+    }
   }
 
   open() {
@@ -72,11 +80,20 @@ export class BreakPanel {
     this.lines.show([{ ...line, numbers: magnified ? deviation : "" }]);
     for (const part of this.extra) part.hidden = !magnified;
     const both = { count: COUNT, sound: { clip: true }, broken };
-    const done = await this.engine.run("breakIt", { ...options, ...both }, ({ index, xs }) => {
-      this.pictures[index].image(xs);
+    const done = await this.engine.run("breakIt", { ...options, ...both }, (result) => {
+      const { index, step, s, xs, raw } = result;
+      this.pictures[index].image(xs, { outside: s === 0 });
+      if (what === "clipping" && step === 0) this.showRange(raw);
       if (magnified) this.magnified[index].image(xs.map((x) => MAGNIFIED * (x + 1) - 1));
     });
     this.finished = done !== null;
     this.timed(done);
+  }
+
+  /** Adds the smallest and the largest number of an image to the line of code. */
+  showRange(image) {
+    const [low, high] = [Math.min(...image), Math.max(...image)];
+    const numbers = `in the first step from ${number(low)} to ${number(high)}`;
+    this.lines.show([{ ...BREAKS.clipping.line, numbers }]);
   }
 }

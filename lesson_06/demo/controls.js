@@ -22,6 +22,12 @@ export class Controls {
     this.report();
   }
 
+  /** Sets fields by name. */
+  set(values) {
+    for (const [name, value] of Object.entries(values)) this.form.elements[name].value = value;
+    this.report();
+  }
+
   /** Shows each slider's value in the output of its label. */
   report() {
     for (const slider of this.form.querySelectorAll("[type=range]")) {

@@ -20,8 +20,10 @@ export class DenoisePanel {
     this.line = 0; // the line that is being executed
     this.pixel = { row: 14, column: 14 };
     this.lines = new Lines(this.find("lines"));
+    this.now = new Lines(this.find("now"));
     this.makePictures();
     this.makePixelFields();
+    this.find("all-lines").open = matchMedia("(min-width: 960px)").matches;
     this.controls = new Controls(panel.querySelector("form"), () => this.start());
     onClick(panel, {
       play: () => (this.timer ? this.pause() : this.play()),
@@ -32,7 +34,7 @@ export class DenoisePanel {
     });
     this.scrub = this.find("scrub");
     this.scrub.addEventListener("input", () => this.goTo(Number(this.scrub.value)));
-    panel.addEventListener("keydown", (event) => this.key(event));
+    document.addEventListener("keydown", (event) => this.key(event));
   }
 
   makePictures() {
@@ -67,8 +69,7 @@ export class DenoisePanel {
       <input id="pixel-${name}" type="number" min="0" max="27" value="14" inputmode="numeric">`;
     const box = this.find("pixel");
     box.className = "pixel";
-    box.innerHTML = `<h3>The lines that run in each step, with the numbers of one pixel</h3>
-      ${field("row")} ${field("column")} <span class="hint">or point at a picture</span>`;
+    box.innerHTML = `${field("row")} ${field("column")} <span class="hint">or point at a picture</span>`;
     box.addEventListener("input", ({ target }) => {
       const value = Math.min(Math.max(Math.floor(Number(target.value)), 0), 27);
       this.pixel[target.id.replace("pixel-", "")] = value;
@@ -190,7 +191,8 @@ export class DenoisePanel {
 
   /** Space plays, the arrows step, where the key has no other meaning. */
   key(event) {
-    if (event.target.closest("button, input, select, summary, pre")) return;
+    const busy = event.target.closest("button, input, select, summary, pre");
+    if (this.panel.hidden || busy || event.ctrlKey || event.metaKey || event.altKey) return;
     const actions = {
       " ": () => (this.timer ? this.pause() : this.play()),
       ArrowLeft: () => this.move(-1),
@@ -222,6 +224,7 @@ export class DenoisePanel {
     this.count = lines.length;
     const active = Math.min(this.line, lines.length - 1);
     this.lines.show(lines, active);
+    this.now.show([lines[active]], 0);
     this.showPictures(step, lines, active);
     this.showStrip();
     this.scrub.value = this.position;

@@ -1,12 +1,12 @@
 // The fifth panel: one term of the loss.
 
-import { Controls, onClick } from "./controls.js";
+import { Controls } from "./controls.js";
 import { Lines } from "./lines.js";
 import { formula, number } from "./mathematics.js";
 import { Picture, drawLosses } from "./pictures.js";
 import { meanSquare } from "./samplers.js";
 
-const SWEEP = 50;
+const SWEEP = 50; // times of the curve
 
 export class LossPanel {
   constructor(panel, { engine, alphaBar, digits, timed }) {
@@ -31,7 +31,6 @@ export class LossPanel {
     });
     this.slider = this.find("t");
     this.slider.addEventListener("input", () => this.start());
-    onClick(panel, { sweep: () => this.sweep() });
   }
 
   open() {
@@ -44,16 +43,13 @@ export class LossPanel {
     return Number(this.slider.value);
   }
 
+  /** Measures the chosen time first, then what the curve still lacks. */
   start() {
     this.find("time").textContent = this.t;
-    return this.measure([this.t]);
-  }
-
-  sweep() {
-    const times = Array.from({ length: SWEEP }, (_, i) =>
+    const sweep = Array.from({ length: SWEEP }, (_, i) =>
       Math.max(1, Math.round((i * this.T) / (SWEEP - 1))),
     );
-    return this.measure([...times, this.t]);
+    return this.measure([this.t, ...sweep.filter((t) => !this.losses.has(t))]);
   }
 
   async measure(times) {

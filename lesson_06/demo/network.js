@@ -4,12 +4,11 @@
 // An image is { data, height, width, channels, edge }: its numbers lie pixel by pixel, within an
 // edge of zeros that is 0 or 1 pixel wide.
 
-import { PIXELS, convolutions, padded } from "./kernel.js";
+import { PIXELS, makeKernels, padded, silu } from "./kernel.js";
 
 const MEMORY_PAGES = 256; // of 64 KiB
 const EPSILON = 1e-6; // of every group normalisation
 
-const silu = (value) => value / (1 + Math.exp(-value));
 const place = (image, y, x) =>
   ((y + image.edge) * (image.width + 2 * image.edge) + x + image.edge) * image.channels;
 
@@ -28,7 +27,7 @@ export class Network {
     const size = this.config.image_size;
     this.input = this.image(size, size, this.config.image_channels, 1);
     this.output = this.layOut();
-    this.convolutions = convolutions(this.memory, [...this.inPixels], plain);
+    this.kernels = makeKernels(this.memory, [...this.inPixels], plain);
   }
 
   /** The noise in xt (784 numbers) at time t, for a digit or for the null label. */
@@ -83,21 +82,32 @@ export class Network {
     return this.add(y, shortcut);
   }
 
-  /** SelfAttention: softmax(q kᵀ / √d) v, for each head. */
+  /** SelfAttention: softmax(q kᵀ / √d) v. Both products run as convolutions of one pixel, whose
+   * weights are the keys and the values of all pixels. */
   attention(name, h) {
+    if (this.config.num_heads !== 1) throw new Error("more than one head of attention");
+    const [count, size] = [h.height * h.width, h.channels];
     const qkv = this.linear(`${name}.qkv`, this.norm(`${name}.norm`, h));
-    const mixed = this.image(h.height, h.width, h.channels);
-    const count = h.height * h.width;
-    const size = h.channels / this.config.num_heads;
-    const scores = new Float32Array(count);
+    const scores = this.image(h.height, h.width, padded(count));
+    const mixed = this.image(h.height, h.width, size);
+    const keys = this.numbers(scores.channels * size);
+    const values = this.numbers(count * size);
     this.layers.push(() => {
-      for (let head = 0; head < h.channels; head += size) {
-        for (let i = 0; i < count; i++) {
-          attend(qkv, i, head, size, count, scores);
-          mix(qkv, mixed, i, head, size, count, scores);
+      for (let i = 0; i < count; i++) {
+        for (let c = 0; c < size; c++) {
+          const from = i * qkv.channels + c;
+          keys[((i >> 2) * size + c) * 4 + (i & 3)] = qkv.data[from + size];
+          values[((c >> 2) * count + i) * 4 + (c & 3)] = qkv.data[from + 2 * size];
         }
       }
     });
+    const product = (source, weight, out) => {
+      const bias = this.numbers(out.channels);
+      this.convolve(source, { weight, bias, out, runs: 1, first: [0, 0] });
+    };
+    product(qkv, keys, scores);
+    this.layers.push(() => softmax(scores, count, Math.sqrt(size)));
+    product(scores, values, mixed);
     return this.add(this.linear(`${name}.out`, mixed), h);
   }
 
@@ -200,22 +210,22 @@ export class Network {
       columns / PIXELS,
       out.channels / 4,
       runs,
-      (weight.byteLength / runs / out.channels),
+      weight.byteLength / runs / out.channels,
       inLine,
       stride * inLine,
       4 * every * out.width * out.channels,
       4 * every * out.channels,
     ];
-    this.layers.push(() => this.convolutions.get(inPixel)(...call));
+    this.layers.push(() => this.kernels[`conv${inPixel}`](...call));
   }
 
-  /** Group normalisation and, where asked for, SiLU. */
+  /** Group normalisation and, where asked for, SiLU: a x + b, with a and b for each channel. */
   norm(name, h, { activate = false, edge = 0 } = {}) {
     const scale = this.weights.get(`${name}.weight`).values;
     const shift = this.weights.get(`${name}.bias`).values;
     const out = this.image(h.height, h.width, h.channels, edge);
     const size = h.channels / this.config.num_groups;
-    const [a, b] = [new Float64Array(h.channels), new Float64Array(h.channels)];
+    const [a, b] = [this.numbers(h.channels), this.numbers(h.channels)];
     this.layers.push(() => {
       for (let first = 0; first < h.channels; first += size) {
         const { mean, deviation } = moments(h, first, size);
@@ -224,8 +234,13 @@ export class Network {
           b[c] = shift[c] - mean * a[c];
         }
       }
-      scaleAndShift(h, out, a, b, activate);
     });
+    const places = [h.data, a, b].map((numbers) => numbers.byteOffset);
+    const to = out.data.byteOffset + 4 * place(out, 0, 0);
+    const gap = 8 * edge * h.channels; // bytes between two rows of the output
+    const call = [...places, to, h.height, h.width, h.channels / 4, gap];
+    const kernel = activate ? "silu" : "scale";
+    this.layers.push(() => this.kernels[kernel](...call));
     return out;
   }
 
@@ -322,40 +337,15 @@ function moments({ data, channels }, first, size) {
   return { mean, deviation: Math.sqrt(squares / count - mean * mean + EPSILON) };
 }
 
-function scaleAndShift(h, out, a, b, activate) {
-  for (let y = 0, from = 0; y < h.height; y++) {
-    let to = place(out, y, 0);
-    for (let x = 0; x < h.width; x++) {
-      for (let c = 0; c < h.channels; c++, from++, to++) {
-        const value = a[c] * h.data[from] + b[c];
-        out.data[to] = activate ? silu(value) : value;
-      }
+/** Makes the scores of each pixel, over a temperature, positive numbers with the sum 1. */
+function softmax({ data, channels }, count, temperature) {
+  for (let first = 0; first < data.length; first += channels) {
+    const scores = data.subarray(first, first + count);
+    const largest = Math.max(...scores);
+    let total = 0;
+    for (let j = 0; j < count; j++) {
+      total += scores[j] = Math.exp((scores[j] - largest) / temperature);
     }
-  }
-}
-
-/** The weights of all pixels' values for pixel i: softmax of the products of query and keys. */
-function attend({ data, channels }, i, head, size, count, scores) {
-  const query = i * channels + head;
-  let largest = -Infinity;
-  for (let j = 0; j < count; j++) {
-    const key = j * channels + channels / 3 + head;
-    let sum = 0;
-    for (let c = 0; c < size; c++) sum += data[query + c] * data[key + c];
-    scores[j] = sum / Math.sqrt(size);
-    largest = Math.max(largest, scores[j]);
-  }
-  let total = 0;
-  for (let j = 0; j < count; j++) total += scores[j] = Math.exp(scores[j] - largest);
-  for (let j = 0; j < count; j++) scores[j] /= total;
-}
-
-/** The mean of the values under these weights. */
-function mix({ data, channels }, out, i, head, size, count, scores) {
-  const to = i * out.channels + head;
-  out.data.fill(0, to, to + size);
-  for (let j = 0; j < count; j++) {
-    const from = j * channels + (2 * channels) / 3 + head;
-    for (let c = 0; c < size; c++) out.data[to + c] += scores[j] * data[from + c];
+    for (let j = 0; j < count; j++) scores[j] /= total;
   }
 }

@@ -103,15 +103,15 @@ export function markTime(parent, t, T) {
   parent.querySelector(".now").style.left = `${100 * (1 - t / T)}%`;
 }
 
-/** The loss at the times measured so far, on a logarithmic axis from 0.001 to 1. */
+/** The loss at the times measured so far, on a logarithmic axis from 0.0001 to 1. */
 export function drawLosses(parent, losses, current, T) {
-  const height = (loss) => Math.min(Math.max(1 + Math.log10(loss) / 3, 0), 1);
+  const height = (loss) => Math.min(Math.max(1 + Math.log10(loss) / 4, 0), 1);
   const points = [...losses].sort(([a], [b]) => a - b).map(([t, loss]) => [t / T, height(loss)]);
-  const grid = [1 / 3, 2 / 3].map((y) => path([[0, y], [1, y]]).join("")).join("");
+  const grid = [1 / 4, 1 / 2, 3 / 4].map((y) => path([[0, y], [1, y]]).join("")).join("");
   const at = [current / T, height(losses.get(current) ?? 1)];
   parent.innerHTML =
     svg(`<path d="${grid}"/><path class="measured" d="${path(points).join("")}"/>`) +
-    ["1", "0.1", "0.01"].map((text, i) => tag(text, `left: 0; top: ${(100 * i) / 3}%`)).join("") +
+    ["1", "0.1", "0.01", "0.001"].map((text, i) => tag(text, `left: 0; top: ${25 * i}%`)).join("") +
     tag("loss", "right: 0; top: 0") +
     tag("t = 1, hardly any noise", "left: 0; top: 100%") +
     tag(`t = ${T}`, "right: 0; top: 100%") +

@@ -61,28 +61,29 @@ export class Jobs {
     );
   }
 
-  /** Samples with and without one thing left out, from the same noise. */
-  *breakIt({ count, seed, steps, guidance, sound, broken }) {
+  /** Samples with and without one thing left out, from the same noises. */
+  *breakIt({ count, seed, steps, label, guidance, sound, broken }) {
     const times = ddimTimesteps(this.T, steps);
+    const predict = guided(this.network, label, guidance);
     const starts = [sound, broken].flatMap((options) =>
-      Array.from({ length: count }, (_, label) => ({ options, label })),
+      Array.from({ length: count }, (_, k) => ({ options, seed: seed + k })),
     );
-    yield* this.together(starts, ({ options, label }) => {
-      const random = new TorchRandom(seed + label);
+    yield* this.together(starts, ({ options, seed }) => {
+      const random = new TorchRandom(seed);
       const xT = random.normal(PIXELS_OF_IMAGE);
-      const predict = guided(this.network, label, guidance);
       return ddimTrajectory(predict, this.alphaBar, xT, random, { times, eta: 1, ...options });
     });
   }
 
-  /** Several trajectories, a step of each in turn. Yields the image of one of them. */
+  /** Several trajectories, a step of each in turn. Yields what the page shows of one of them. */
   *together(starts, trajectory) {
     const running = starts.map(trajectory);
     for (let step = 0; ; step++) {
       for (const [index, each] of running.entries()) {
         const { done, value } = each.next();
         if (done) return;
-        yield { index, step, t: value.t, s: value.s, xs: value.xs, x0: value.x0 };
+        const { t, s, xs, x0, raw } = value;
+        yield { index, step, t, s, xs, x0, raw };
       }
     }
   }
