@@ -191,7 +191,7 @@ export class DigitPanel {
       text.innerHTML = `${result.s === 0 ? "Done" : `t = ${result.s}`}. Mean squared difference from
         your digit, pixels in [0, 1]: ${number(error)}`;
     }
-    this.lines.show(mode === "walk" ? this.walkLines(t, result) : encodeLines(result));
+    this.lines.show(mode === "walk" ? this.walkLines(t, result) : encodeLines(result, this.image));
   }
 
   walkLines(t, result) {
@@ -219,20 +219,33 @@ const stepNumbers = ({ t, s, alphaS, epsCoef, sigma }) => `from ${t} to ${s}:
   ${number(Math.sqrt(alphaS))} · ${formula("x̂_0")} + ${number(epsCoef)} · ${formula("ε̂")} +
   ${number(sigma)} · ${formula("z")}`;
 
-function encodeLines(result) {
+function encodeLines(result, image) {
   const { encoding } = result ?? {};
+  const decoding = result && !encoding;
   return [
     {
-      math: "x_t=√{ᾱ_t} x̂_0+√{1-ᾱ_t} ε̂(x_s, s)",
+      math: "ε̂=ε̂(x_s, s)",
+      key: "the network",
+      numbers: encoding ? `at s = ${Math.max(encoding.s, 1)}` : "",
+      mirror: "encode_time",
+    },
+    {
+      math: "x_t=√{ᾱ_t} x̂_0+√{1-ᾱ_t} ε̂",
       key: "Song21 Eq. 13",
       numbers: encoding ? `up, from ${encoding.s} to ${encoding.t}` : "",
       mirror: "encode_step",
     },
     {
-      math: "x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s} ε̂(x_t, t)",
+      math: "x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s} ε̂",
       key: "Song21 Eq. 12, η = 0",
-      numbers: result && !encoding ? `down, from ${result.t} to ${result.s}` : "",
+      numbers: decoding ? `down, from ${result.t} to ${result.s}` : "",
       mirror: "sample_step",
+    },
+    {
+      math: "mean of (x̂_0-x_0)^2",
+      key: "Song21 Section 5.4",
+      numbers: decoding ? `${number(imageError(result.x0, image))}, pixels in [0, 1]` : "",
+      mirror: "error",
     },
   ];
 }

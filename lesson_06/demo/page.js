@@ -65,7 +65,7 @@ function start() {
 
   for (const [i, tab] of tabs.entries()) {
     tab.addEventListener("click", () => {
-      history.replaceState(null, "", `#${tab.getAttribute("aria-controls")}`);
+      history.replaceState(null, "", `#show=${tab.getAttribute("aria-controls")}`);
       open(tab.getAttribute("aria-controls"));
     });
     tab.addEventListener("keydown", ({ key }) => {
@@ -76,7 +76,7 @@ function start() {
       next.click();
     });
   }
-  const wanted = location.hash.slice(1);
+  const wanted = location.hash.replace("#show=", ""); // not an id, so that nothing scrolls
   open(wanted in PANELS ? wanted : "denoise");
 }
 

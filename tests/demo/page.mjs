@@ -25,7 +25,7 @@ async function open(panel, { width = 1280, height = 900, ...options } = {}) {
   page.on("request", (request) => {
     if (!/^(file|data|blob):/.test(request.url())) page.failures.push(request.url());
   });
-  await page.goto(`${address}#${panel}`);
+  await page.goto(`${address}#show=${panel}`);
   return page;
 }
 

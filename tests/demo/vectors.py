@@ -1,6 +1,6 @@
 """What PyTorch and the lessons' own code compute, for the page's JavaScript to be compared with.
 
-    python -m tests.demo.vectors FILE
+python -m tests.demo.vectors FILE
 """
 
 import json
