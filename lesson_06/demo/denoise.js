@@ -47,7 +47,7 @@ export class DenoisePanel {
     this.pictures = names.map(([symbol, text]) => {
       const caption = `<span class="symbol">${formula(symbol)}</span> ${text}`;
       const picture = new Picture(this.find("pictures"), caption, text);
-      picture.cross = element("div", { className: "cross" });
+      picture.cross = element("div", { className: "cross", hidden: true });
       picture.frame.append(picture.cross);
       picture.frame.addEventListener("pointerdown", (event) => this.pick(event, picture.frame));
       return picture;
@@ -247,6 +247,7 @@ export class DenoisePanel {
     this.pictures.forEach((picture, i) => {
       picture.frame.classList.toggle("active", i === lit);
       picture.frame.classList.toggle("pale", i > 0 && first(i) > active);
+      picture.cross.hidden = false;
       picture.cross.style.left = `${(100 * this.pixel.column) / WIDTH_OF_IMAGE}%`;
       picture.cross.style.top = `${(100 * this.pixel.row) / WIDTH_OF_IMAGE}%`;
     });

@@ -1,9 +1,11 @@
 // The page's end of the worker.
 
 export class Engine {
-  constructor(text) {
+  /** text: id -> the content of a script of the page. failed is called with what went wrong. */
+  constructor(text, failed) {
     this.id = 0;
     this.port = startWorker(text("worker"));
+    this.port.onerror = ({ message }) => failed(message);
     this.port.onmessage = ({ data }) => this.answer(data);
     this.ready = this.run("open", {
       checkpoint: text("checkpoint"),

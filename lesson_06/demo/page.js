@@ -28,19 +28,26 @@ function readDigits() {
   );
 }
 
+function say(words) {
+  document.querySelector("[data-speed-of-network]").textContent = words;
+}
+
 /** Says in the footer how quick the network was. */
 function timed(done) {
   if (!done?.passes) return;
   const { milliseconds, passes } = done;
   const each = milliseconds / passes;
-  document.querySelector("[data-speed-of-network]").textContent =
+  say(
     `The network ran ${passes} ${passes === 1 ? "time" : "times"}, ` +
-    `${each.toFixed(each < 10 ? 1 : 0)} ms each on this machine.`;
+      `${each.toFixed(each < 10 ? 1 : 0)} ms each on this machine.`,
+  );
 }
 
 function start() {
   const context = {
-    engine: new Engine(text),
+    engine: new Engine(text, (message) =>
+      say(`The network cannot run in this browser (${message}): try a current one.`),
+    ),
     alphaBar: new Float64Array(fromBase64(text("alpha-bar")).buffer),
     digits: readDigits(),
     timed,

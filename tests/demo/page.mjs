@@ -250,10 +250,13 @@ for (const [name, check] of Object.entries(checks)) {
   }
 }
 if (screenshot) {
-  const page = await open("denoise", { width: 1200, height: 820, reducedMotion: "reduce" });
+  const page = await open("denoise", { width: 1200, height: 852, reducedMotion: "reduce" });
   await finished(page, 40);
   await page.keyboard.press("Home");
   for (let i = 0; i < 7; i++) await page.keyboard.press("ArrowRight");
+  await page.locator("#pixel-row").fill("9");
+  await page.locator("#pixel-column").fill("19");
+  await page.evaluate(() => scrollTo(0, 0));
   await page.screenshot({ path: screenshot });
   await page.close();
 }
