@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps stress environments clean
+.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -37,8 +37,18 @@ figures: .venv/installed  ## make the READMEs' pictures from the shipped network
 notebooks: .venv/tested  ## run every notebook and keep its pictures
 	$(BIN)/jupyter execute --inplace lesson_*/walkthrough.ipynb
 
-maps: .venv/tested  ## correct the line numbers in the READMEs' equation maps, and check them
+maps: .venv/tested  ## correct the line numbers in the READMEs' equation maps and in the page
+	$(BIN)/python lesson_06/demo/build.py
 	$(BIN)/python -m tests.maps --fix
+
+published: .venv/tested  ## imported networks, those of 114 to 121 million weights, too: 2 GB
+	DIFFUSION_LARGE=1 $(BIN)/python -m pytest tests/published
+
+demo: .venv/installed  ## build the page that denoises digits in the browser, one file
+	$(BIN)/python lesson_06/demo/build.py
+
+demo-test: .venv/tested  ## compare the page with PyTorch (needs node), and test it in a browser
+	$(BIN)/python -m tests.demo.check
 
 stress: .venv/tested  ## kills, full disks, damaged files, long runs: hours, on an idle machine
 	$(BIN)/python tests/stress.py kills --count 200

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common import lessons
 from common.checkpoint import Checkpoint
-from common.errors import UserError, check_at_least
+from common.errors import UserError, check_at_least, check_at_most
 from common.options import CheckpointOptions
 from common.pictures import save_rows
 from common.sampling import inference, last_images
@@ -28,6 +28,7 @@ class BreakOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         check_at_least(1, num_samples=self.num_samples)
+        check_at_most(10_000, num_samples=self.num_samples)  # they are drawn at once
 
 
 @dataclass(eq=False)

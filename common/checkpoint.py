@@ -12,12 +12,14 @@ Loading a file runs no code, and no file decides what is read or written.
 import argparse
 import contextlib
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -54,7 +56,7 @@ class Checkpoint:
             for name, expected in KINDS.items():
                 if not isinstance(getattr(self, name), expected):
                     raise UserError(f"its {name} is not of the right type")
-            if not 0 <= self.step < 10**12:
+            if type(self.step) is not int or not 0 <= self.step < 10**12:
                 raise UserError("its step is not valid")
             json.dumps([self.config, self.training], allow_nan=False)  # fails if not plain values
             network = self.config.get("network", {})
@@ -89,6 +91,16 @@ class Checkpoint:
             if not (isinstance(names, list) and all(type(name) is str for name in names)):
                 raise UserError("its classes are not a list of names")
             return [one_line(name, 100) for name in names]
+
+    def arguments(self, owner: type, group: str | None = None) -> dict[str, Any]:
+        """The config, or a group in it, after checking that each value has the type of the owner's
+        argument of that name."""
+        values = self.config[group] if group else self.config
+        wanted = inspect.signature(owner, eval_str=True).parameters
+        for name, value in values.items():
+            if name in wanted and not has_type(value, wanted[name].annotation):
+                raise UserError(f"{name} is {one_line(repr(value), 60)}, of the wrong type")
+        return values
 
     def build(self, make: Callable[[], N], prefix: str = "ema.") -> N:
         """The network that make() returns, with the tensors under prefix as its weights, in eval
@@ -161,11 +173,17 @@ def read_header(source: str | Path, sha256: str | None = None) -> Checkpoint:
             "name a file such as output/checkpoint_001000.safetensors"
         ) from None
     if not text:
-        raise UserError(f"{path} is no checkpoint: these are .safetensors files, no longer .pt")
+        raise UserError(
+            f"{path} is no checkpoint: these are .safetensors files, no longer .pt; published "
+            "weights are converted by `python -m common.import_weights`"
+        )
     with translate_errors(str(path)):
         values = json.loads(json.loads(text).get("__metadata__", {}).get(KEY, "{}"))
         if values.get("format") != FORMAT:
-            raise UserError(f"{path} holds no checkpoint of these lessons (format {FORMAT})")
+            raise UserError(
+                f"{path} holds no checkpoint of these lessons (format {FORMAT}); published weights "
+                "are converted by `python -m common.import_weights`"
+            )
         fields = {name: values[name] for name in (*KINDS, "sha256")}
         return Checkpoint(**fields, tensors={}, source=str(path))
 
@@ -191,6 +209,18 @@ def digest(tensors: dict[str, Tensor]) -> str:
             raise UserError(f"{name} has values that are not finite: a checkpoint may have none")
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON has this type: int, list[int] | None and the like."""
+    inner, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (list, Sequence):
+        return isinstance(value, list) and all(has_type(item, inner[0]) for item in value)
+    if inner:
+        return any(has_type(value, part) for part in inner)
+    return hint is Any or type(value) in ((int, float) if hint is float else (hint,))
 
 
 def check_template(

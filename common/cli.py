@@ -31,8 +31,9 @@ from jsonargparse import ArgumentParser, Namespace
 from common.checkpoint import PATHS, find_checkpoint, read_header
 from common.device import pick_device
 from common.distributed import rank
-from common.errors import UserError, one_line
+from common.errors import UserError, is_out_of_memory, one_line
 from common.files import expand
+from common.stopping import stoppable
 
 Main = Callable[..., None]
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?")
@@ -40,14 +41,19 @@ KINDS = {int: "a whole number", float: "a finite number", bool: "true or false",
 
 
 def run(
-    main: Main, argv: Sequence[str] | None = None, presets: bool = False, **groups: type
+    main: Main,
+    argv: Sequence[str] | None = None,
+    presets: bool = False,
+    resumes: bool = False,
+    **groups: type,
 ) -> None:
-    """Call main with what is on the command line.
+    """Call main with what is on the command line. Ctrl-C, SIGTERM and SIGHUP stop it.
 
     Args:
         main: the function.
         argv: the words of the command line; those of this process unless given.
         presets: whether configs/laptop.yaml or paper.yaml beside main's file applies by default.
+        resumes: whether main, when it is started again, goes on where it was stopped.
         groups: parameters of main, each with the class whose arguments it collects in a dict: with
             network=UNet, `--network.channels 64` becomes main(network={"channels": 64, ...}).
             Arguments without a default are for the script to add.
@@ -57,11 +63,18 @@ def run(
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
     try:
-        return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
+        with stoppable():
+            return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
     except (UserError, OSError) as error:
         line, code = f"error: {one_line(error)}\n", 2
-    except KeyboardInterrupt:
-        line, code = "stopped\n", 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        line, code = "error: out of memory: try smaller numbers, such as fewer samples\n", 2
+    except KeyboardInterrupt as error:
+        code = 128 + getattr(error, "number", 2)
+        line = "goes on from here" if resumes else "starts again"
+        line = f"stopped: the same command {line}\n"
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stderr.write(f"process {rank()}: {line}" if rank() > 0 else line)
     sys.exit(code)
@@ -88,7 +101,7 @@ def arguments(main: Main, words: Sequence[str], presets: bool, groups: dict) -> 
     if resumed:
         config = dict(read_header(resumed).config)
         if "num_training_steps" in typed:
-            config["num_epochs"] = None  # which would override it
+            config |= {"num_epochs": None, "minutes": None}  # which would override it
         parser.take_defaults(config, str(resumed), unknown_is_error=False)
     elif presets and not found.config:
         found.config = [parser.default_preset(folder, found.device or "auto")]
@@ -199,14 +212,14 @@ class Parser(ArgumentParser):
         is_number = bool({int, float} & {*parts_of(self.hints[name])})
         text = value if isinstance(value, str) else json.dumps(value)
         text = text.replace('"', "") if is_number else text
-        low = 0 if name == "seed" else -(2**32)
+        low, most = 0 if name == "seed" else -(2**32), 10_000 if "." in name else 2**32 - 1
         for number in re.findall(r"[^\s,[\]]+", text) if is_number and text != "null" else []:
             if not NUMBER.fullmatch(number):
                 self.refuse(name, text, in_words(self.hints[name]))
             if float in parts_of(self.hints[name]) and not math.isfinite(float(number)):
                 self.refuse(name, text, KINDS[float])
-            if float not in parts_of(self.hints[name]) and not low <= float(number) < 2**32:
-                self.refuse(name, text, f"from {low:,} to {2**32 - 1:,}")
+            if float not in parts_of(self.hints[name]) and not low <= float(number) <= most:
+                self.refuse(name, text, f"from {low:,} to {most:,}")
         return text
 
     def refuse(self, name: str, value: Any, wanted: str) -> NoReturn:

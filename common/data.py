@@ -6,11 +6,9 @@ against torchvision's checksums.
 """
 
 import os
-import socket
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from common import distributed
+from common import distributed, files
 from common.checkpoint import Checkpoint
 from common.errors import UserError, one_line
 from common.folder import read_folder
@@ -32,7 +30,6 @@ TORCHVISION = {
     "cifar10": "CIFAR10",
 }
 DIGITS = tuple("0123456789")  # the classes of most data sets
-TIMEOUT = 10.0  # seconds without a byte before the next server is tried
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -223,20 +220,39 @@ def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def download(kind: Any, folder: Path) -> None:
-    """Download with torchvision, which checks checksums; tries one mirror after the other."""
-    reasons = []
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        for mirror in getattr(kind, "mirrors", [""]):
+    """Download the archives of a data set, each from one mirror after the other, and unpack them.
+    Those that are there already are only unpacked."""
+    from torchvision.datasets.utils import check_integrity
+
+    def check(file: Path) -> None:
+        if not check_integrity(str(file), md5):
+            raise ValueError("its checksum is wrong")
+
+    for path, addresses, md5 in archives(kind, folder):
+        reasons: list[str] = []
+        while not (path.is_file() and check_integrity(str(path), md5)):
+            if len(reasons) == len(addresses):
+                raise Unavailable("; ".join(dict.fromkeys(reasons)))
             try:
-                type(kind.__name__, (kind,), {"mirrors": [mirror]})(str(folder), download=True)
-                return
-            except (OSError, RuntimeError, HTTPException) as error:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.download(addresses[len(reasons)], path, check)
+            except (UserError, OSError) as error:
                 reasons.append(one_line(error, 200))
-    finally:
-        socket.setdefaulttimeout(timeout)
-    raise Unavailable("; ".join(dict.fromkeys(reasons)))
+    try:
+        kind(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(one_line(error, 200)) from None
+
+
+def archives(kind: Any, folder: Path) -> list[tuple[Path, list[str], str]]:
+    """Where torchvision looks for each archive of a data set, its addresses, and its checksum."""
+    if hasattr(kind, "base_folder"):
+        return [(folder / kind.filename, [kind.url], kind.tgz_md5)]
+    raw = folder / kind.__name__ / "raw"
+    names = kind.resources
+    return [
+        (raw / name, [f"{mirror}{name}" for mirror in kind.mirrors], md5) for name, md5 in names
+    ]
 
 
 def digits() -> Images:

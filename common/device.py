@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for bits/dim above all
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -67,33 +67,34 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that code for this device uses, by name."""
+    """The states of the random generators that code for this device uses, by type of device."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if device.type != "cpu":  # torch.cuda, torch.mps
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    if device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 @contextlib.contextmanager
-def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+def forked_rng(
+    device: torch.device, start: int | dict[str, Tensor] | None = None
+) -> Iterator[None]:
     """A context that does not affect random numbers drawn after it.
 
-    seed: seed inside the context; the generators go on from their current state unless given.
+    start: seed inside the context, or states of the generators; they go on from their current
+    states unless given.
     """
     states = random_states(device)
     try:
-        if seed is not None:
-            torch.manual_seed(seed)
+        if isinstance(start, int):
+            torch.manual_seed(start)
+        elif start is not None:
+            set_random_states(device, start)
         yield
     finally:
         set_random_states(device, states)

@@ -12,8 +12,9 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from common.device import forked_rng
+from common.device import forked_rng, random_states
 from common.errors import UserError
 
 TIMEOUT = timedelta(hours=1)  # how long process 0 may sample while the others wait
@@ -199,8 +200,18 @@ class Microbatches(nn.Module):
         for part in zip(*parts, strict=True):
             args, values = part[: len(batch)], part[len(batch) :]
             named = dict(zip(condition, values, strict=True))
-            outputs.append(checkpoint(self.model, *args, use_reentrant=False, **named))
+            # PyTorch itself would not save the random states of every kind of device.
+            saving: Any = {
+                "preserve_rng_state": False,
+                "context_fn": partial(replay, args[0].device),
+            }
+            outputs.append(checkpoint(self.model, *args, use_reentrant=False, **saving, **named))
         return torch.cat(outputs)
+
+
+def replay(device: torch.device) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts for a computation and for its repetition, which draws the same random numbers."""
+    return nullcontext(), forked_rng(device, random_states(device))
 
 
 def split(value: Any, num_parts: int) -> list[Any]:

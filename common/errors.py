@@ -28,12 +28,25 @@ def check_at_least(bound: float, **values: float) -> None:
             raise UserError(f"{name} is {value}: it must be at least {bound}")
 
 
+def check_at_most(bound: float, **values: float) -> None:
+    """Raise UserError for a value that is above the bound, nan or inf; it names the flag."""
+    for name, value in values.items():
+        check_finite(name, value)
+        if value > bound:
+            raise UserError(f"{name} is {value}: it must be at most {bound:,}")
+
+
 def check_above(bound: float, **values: float) -> None:
     """Raise UserError for a value that is not above the bound, nan or inf; it names the flag."""
     for name, value in values.items():
         check_finite(name, value)
         if value <= bound:
             raise UserError(f"{name} is {value}: it must be above {bound}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    words = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def check_finite(name: str, value: float) -> None:

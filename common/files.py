@@ -9,11 +9,12 @@ import re
 import shutil
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -159,24 +160,56 @@ def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> 
     if path.exists() and (not sha256 or file_sha256(path) == sha256.lower()):
         return path
     make_folder(path.parent, "XDG_CACHE_HOME")
+
+    def check_all(file: Path) -> None:
+        if sha256 and (found := file_sha256(file)) != sha256.lower():
+            raise ValueError(f"it has the sha256 {found}, not {sha256}")
+        check(file)
+
+    download(address, path, check_all)
+    return path
+
+
+def download(address: str, path: Path, check: Callable[[Path], object]) -> None:
+    """Download to path, if check does not raise ValueError for the file. The time is limited."""
     with replacing(path) as temporary:
         try:
-            receive(address, temporary)
-            if sha256 and (found := file_sha256(temporary)) != sha256.lower():
-                raise ValueError(f"it has the sha256 {found}, not {sha256}")
+            within(MAX_SECONDS, lambda: receive(address, temporary))
             check(temporary)
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = one_line(error).replace(str(temporary), "the file")[:200]
             line = f"{address} could not be downloaded ({reason}): nothing was kept"
             raise UserError(line) from None
-    return path
+
+
+def within(seconds: float, function: Callable[[], object]) -> None:
+    """Call the function in a thread that is given up after so many seconds. A server that sends one
+    byte of its answer now and then, of headers or chunk sizes, say, passes every other limit; and
+    Ctrl-C need not wait for it."""
+    future: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            function()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        future.result(seconds)
+    except TimeoutError:
+        if future.done():  # a timeout of its own
+            raise
+        raise TimeoutError(f"it took longer than {seconds:.0f} s") from None
 
 
 def receive(address: str, path: Path) -> None:
-    """Download to path. Size and time are limited, certificates are checked, and redirects from
-    https to http are refused."""
-    size, end = 0, time.monotonic() + MAX_SECONDS
-    with urlopen(address, timeout=TIMEOUT) as answer, path.open("wb") as file:
+    """Download to path. The size is limited, certificates are checked, and redirects from https to
+    http are refused."""
+    size = 0
+    request = Request(address, headers={"User-Agent": "diffusion-lessons"})
+    with urlopen(request, timeout=TIMEOUT) as answer, path.open("wb") as file:
         if address.startswith("https:") and not answer.geturl().startswith("https:"):
             raise ValueError("the server redirects to an address that is not encrypted")
         announced = int(answer.headers.get("Content-Length") or -1)
@@ -184,7 +217,5 @@ def receive(address: str, path: Path) -> None:
             size += file.write(block)
             if max(size, announced) > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
-            if time.monotonic() > end:
-                raise ValueError(f"it took longer than {MAX_SECONDS:.0f} s")
     if announced not in (-1, size):
         raise ValueError(f"it was cut short after {size:,} of {announced:,} bytes")

@@ -1,7 +1,8 @@
-"""Load the checkpoint of any lesson."""
+"""Load the checkpoint of any lesson, and know the networks that others published."""
 
 import importlib
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from common import checkpoint
 from common.errors import UserError
@@ -14,6 +15,22 @@ LESSONS = {
     "lesson_05.text_to_image": "lesson_05.text_to_image.sample_mnist",
     "lesson_09": "lesson_09.sample_mnist",
 }
+# The module of each lesson that knows networks of its shape which others published.
+PUBLISHED = {"lesson_05": "lesson_05.published", "lesson_09": "lesson_09.published"}
+
+
+class Published(NamedTuple):
+    """A published network: the tables of names that its files may have, each from our layers to
+    theirs; its data; and the config of a checkpoint."""
+
+    names: list[dict[str, str]]
+    dataset: str
+    config: dict[str, Any]
+
+
+def published() -> dict[str, ModuleType]:
+    """The modules of published networks, by lesson."""
+    return {lesson: importlib.import_module(name) for lesson, name in PUBLISHED.items()}
 
 
 def load(source: str, sha256: str | None = None) -> tuple[Any, Any, checkpoint.Checkpoint]:

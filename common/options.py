@@ -6,7 +6,9 @@ from typing import Literal
 from common.checkpoint import MAX_SIZES
 from common.data import Dataset
 from common.device import Precision
-from common.errors import UserError, check_above, check_at_least
+from common.errors import UserError, check_above, check_at_least, check_at_most
+
+MAX_COUNT = 1_000_000  # of samples, and of the steps of a process
 
 
 @dataclass
@@ -17,7 +19,8 @@ class ScriptOptions:
         output_dir: folder for the files; output/ in the lesson's folder unless given.
         seed: seed of all random numbers.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: precision of the network; auto is bfloat16 if the hardware supports it.
+        precision: precision of the network; auto is bfloat16 if the hardware supports it; float32
+            is exact, without CUDA's TF32.
     """
 
     output_dir: str | None = None
@@ -65,6 +68,28 @@ class ImageOptions(DataOptions):
 
 
 @dataclass
+class PictureOptions:
+    """How samples are saved.
+
+    Args:
+        save_png: also save each image as a file of its own, in a folder.
+        save_npz: also save the images as an array: key samples, uint8 (N, C, H, W).
+        scale: pixels of a picture, across and down, for each pixel of an image.
+        fps: frames of a GIF per second; it lasts four seconds unless given.
+    """
+
+    save_png: bool = False
+    save_npz: bool = False
+    scale: int = 2
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, scale=self.scale)
+        if self.fps is not None:
+            check_above(0, fps=self.fps)
+
+
+@dataclass
 class CheckpointOptions(ScriptOptions):
     """The checkpoint of a trained network.
 
@@ -78,23 +103,23 @@ class CheckpointOptions(ScriptOptions):
 
 
 @dataclass
-class SamplingOptions(CheckpointOptions):
+class SamplingOptions(CheckpointOptions, PictureOptions):
     """The flags of the sampling scripts.
 
     Args:
         num_samples: number of images.
-        save_npz: also save the images as an array: key samples, uint8 (N, C, H, W).
     """
 
     num_samples: int = 64
-    save_npz: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(1, num_samples=self.num_samples)
+        check_at_most(MAX_COUNT, num_samples=self.num_samples)
 
 
 @dataclass
-class TrainingOptions(ScriptOptions, ImageOptions):
+class TrainingOptions(ScriptOptions, ImageOptions, PictureOptions):
     """The flags of every training script.
 
     Args:
@@ -104,6 +129,8 @@ class TrainingOptions(ScriptOptions, ImageOptions):
         num_timesteps: T, the steps of the forward process.
         num_training_steps: number of optimiser steps.
         num_epochs: passes over the training images; overrides num_training_steps.
+        minutes: minutes to train for, without the final samples; overrides num_training_steps. The
+            number of steps follows from the speed of the first ones, and --resume keeps it.
         batch_size: images per step.
         learning_rate: Adam's learning rate after the warm-up.
         num_warmup_steps: steps over which the learning rate rises to learning_rate.
@@ -115,9 +142,11 @@ class TrainingOptions(ScriptOptions, ImageOptions):
         accumulate: number of microbatches per batch; more need less memory.
         max_bad_steps: number of steps that may be skipped because loss or gradient is not finite.
         log_every: steps between rows of metrics.csv.
+        tensorboard: also write losses and previews for TensorBoard, which must be installed.
         preview_every: steps between previews.
         num_previews: images in a preview.
-        checkpoint_every: steps between checkpoints; the last two are kept.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of them to keep, the last ones, or all.
     """
 
     resume: str | None = None
@@ -125,6 +154,7 @@ class TrainingOptions(ScriptOptions, ImageOptions):
     num_timesteps: int = 1000
     num_training_steps: int = 10_000
     num_epochs: int | None = None
+    minutes: float | None = None
     batch_size: int = 128
     learning_rate: float = 2e-4
     num_warmup_steps: int = 5000
@@ -136,20 +166,31 @@ class TrainingOptions(ScriptOptions, ImageOptions):
     accumulate: int = 1
     max_bad_steps: int = 0
     log_every: int = 100
+    tensorboard: bool = False
     preview_every: int = 500
     num_previews: int = 64
     checkpoint_every: int = 500
+    keep_checkpoints: int | Literal["all"] = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ImageOptions.__post_init__(self)
+        PictureOptions.__post_init__(self)
         names = ["log_every", "preview_every", "num_previews", "checkpoint_every", "accumulate"]
         names += ["num_timesteps", "num_training_steps", "batch_size"]
         check_at_least(1, **{name: getattr(self, name) for name in names})
+        most = {"num_previews": self.num_previews, "num_samples": self.num_samples}
+        check_at_most(MAX_COUNT, **most, num_timesteps=self.num_timesteps)
         check_at_least(0, max_bad_steps=self.max_bad_steps, num_samples=self.num_samples)
         check_at_least(0, num_warmup_steps=self.num_warmup_steps)
         check_above(0, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
         if self.num_epochs is not None:
             check_at_least(1, num_epochs=self.num_epochs)
+        if self.minutes is not None:
+            check_above(0, minutes=self.minutes)
+            if self.num_epochs is not None:
+                raise UserError("--minutes and --num_epochs exclude each other: give one of them")
+        if self.keep_checkpoints != "all":
+            check_at_least(1, keep_checkpoints=self.keep_checkpoints)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1: warm-up, then constant or linear decay."""

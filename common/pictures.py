@@ -40,11 +40,19 @@ def save_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
 
 
 def save_gif(
-    path: Path, frames: Sequence[Tensor], columns: int = 8, scale: int = 2, seconds: float = 4.0
+    path: Path,
+    frames: Sequence[Tensor],
+    columns: int = 8,
+    scale: int = 2,
+    fps: float | None = None,
 ) -> None:
-    """Save an animated grid, one frame per batch; the last one stays for a second and a half."""
+    """Save an animated grid, one frame per batch, of four seconds unless fps is given; the last one
+    stays for a second and a half."""
     pictures = [grid(frame, columns, scale) for frame in frames]
-    duration = [max(20, round(1000 * seconds / len(pictures)))] * len(pictures)
+    fps = len(pictures) / 4 if fps is None else fps
+    duration = [max(20, round(1000 / fps))] * len(
+        pictures
+    )  # browsers show no more than 50 a second
     duration[-1] = 1500
     pictures[0].save(
         path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=True
@@ -59,6 +67,17 @@ def grid(images: Tensor, columns: int, scale: int) -> "Image":
     tiles = make_grid(to_uint8(images), nrow=columns, padding=1, pad_value=128)
     image = Image.fromarray(rearrange(tiles, "c h w -> h w c").numpy())
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def save_images(folder: Path, images: Tensor) -> None:
+    """Save each image as a PNG of its own in a folder, in place of those of an earlier call."""
+    from torchvision.transforms.functional import to_pil_image
+
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("[0-9]" * 5 + ".png"):
+        old.unlink()
+    for number, image in enumerate(to_uint8(images)):
+        to_pil_image(image).save(folder / f"{number:05d}.png")
 
 
 def save_npz(path: Path, images: Tensor) -> None:
@@ -94,7 +113,7 @@ def save_plot(
         axes.plot(x, y, label=name, linewidth=1.2, marker="." if len(x) < 3 else None)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axes.set_title(title, fontsize=9, loc="left")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)  # not on the curves
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.device import autocast, pick_device
+from common.errors import UserError
 from common.files import output_folder
-from common.options import ScriptOptions
-from common.pictures import save_gif, save_grid, save_npz
+from common.options import PictureOptions, ScriptOptions
+from common.pictures import save_gif, save_grid, save_images, save_npz
 
-BATCH_SIZE = 64
+BATCH_SIZE, MAX_PIXELS = 64, 64 * 32 * 32  # of a batch: 16 images of 64x64, one of 256x256
 NUM_FRAMES = 60
 Shape = tuple[int, int, int]
 Trajectory = Callable[..., Iterator[tuple[int, Tensor]]]
@@ -46,8 +47,9 @@ def draw_samples(
     num_steps: int,
     device: torch.device,
     conditions: Tensor | None = None,
+    picture: Path | None = None,
 ) -> Samples:
-    """Draw samples, 64 at a time, and move them to the CPU.
+    """Draw samples, 64 at a time or fewer of large images, and move them to the CPU.
 
     Args:
         trajectory: trajectory(x_T) yields (t, xt) for each of num_steps steps, the image last.
@@ -57,13 +59,15 @@ def draw_samples(
         num_steps: steps of a trajectory.
         device: device of the noise x_T.
         conditions: (N, ...), labels or tokens, one for each sample.
+        picture: a file for the samples so far, written after each batch but the last.
     """
     images, frames = [], []
+    batch_size = max(1, min(BATCH_SIZE, MAX_PIXELS // (shape[1] * shape[2])))
     shown = {round(num_steps * k / NUM_FRAMES) for k in range(1, NUM_FRAMES + 1)}
-    num_batches = -(-num_samples // BATCH_SIZE)
+    num_batches = -(-num_samples // batch_size)
     with tqdm(total=num_batches * num_steps, unit="step", desc="sampling") as bar:
-        for first in range(0, num_samples, BATCH_SIZE):
-            rows = slice(first, min(first + BATCH_SIZE, num_samples))
+        for first in range(0, num_samples, batch_size):
+            rows = slice(first, min(first + batch_size, num_samples))
             x_T = torch.randn(rows.stop - first, *shape, device=device)
             if first == 0:
                 frames.append(x_T[:16].cpu())
@@ -72,8 +76,19 @@ def draw_samples(
                 bar.update()
                 if first == 0 and step in shown:
                     frames.append(xt[:16].cpu())
-            images.append(xt.cpu())
+            images.append(check_finite(xt).cpu())
+            if picture and rows.stop < num_samples:
+                save_grid(picture, torch.cat(images))
     return Samples(torch.cat(images), frames)
+
+
+def check_finite(values: Tensor) -> Tensor:
+    """The values, samples or a bound, if all are finite. Other samples would be drawn black."""
+    if not values.isfinite().all():
+        raise UserError(
+            "the network's output is not finite: its weights are broken, or a flag is too extreme"
+        )
+    return values
 
 
 def last_images(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
@@ -83,12 +98,19 @@ def last_images(trajectory: Iterable[tuple[int, Tensor]]) -> Tensor:
     return images
 
 
-def save_samples(folder: Path, samples: Samples, npz: bool = False) -> None:
-    """Save samples.png; reverse.gif and reverse.png, from noise to image; and samples.npz."""
-    save_grid(folder / "samples.png", samples.images)
-    save_gif(folder / "reverse.gif", samples.frames, columns=4)
+def save_samples(folder: Path, samples: Samples, options: PictureOptions) -> None:
+    """Save samples.png, and reverse.gif and reverse.png, from noise to image."""
+    save_named(folder / "samples", samples.images, options)
+    save_gif(folder / "reverse.gif", samples.frames, 4, options.scale, options.fps)
     every = max(len(samples.frames) // 10, 1)
     strip = torch.stack(samples.frames[::every], 1)[:4]  # 4 images, at about 11 times each
-    save_grid(folder / "reverse.png", strip.flatten(0, 1), columns=strip.shape[1])
-    if npz:
-        save_npz(folder / "samples.npz", samples.images)
+    save_grid(folder / "reverse.png", strip.flatten(0, 1), strip.shape[1], options.scale)
+
+
+def save_named(path: Path, images: Tensor, options: PictureOptions) -> None:
+    """Save a grid as path.png; by the flags also path.npz, and single images in a folder."""
+    save_grid(path.with_suffix(".png"), images, scale=options.scale)
+    if options.save_npz:
+        save_npz(path.with_suffix(".npz"), images)
+    if options.save_png:
+        save_images(path, images)

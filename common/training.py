@@ -2,15 +2,15 @@
 
 import math
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
 from common.data import Batches, Images, load_images
-from common.errors import UserError, one_line
+from common.errors import UserError, is_out_of_memory, one_line
 from common.files import (
     ROOT,
     append_row,
@@ -29,9 +29,12 @@ from common.files import (
 )
 from common.network_checks import feature_map_sizes, fit_attention
 from common.options import TrainingOptions
+from common.pictures import grid, save_grid
+from common.stopping import Stopped, stoppable
 from common.training_state import TrainingState
 
 N = TypeVar("N", bound=nn.Module)
+UNSETTLED = 10**9  # num_training_steps of a run with --minutes, until its speed is known
 
 
 class Run:
@@ -44,8 +47,9 @@ class Run:
             for step in run.steps():
                 ...
 
-    Ctrl-C and SIGTERM stop it after the current step: it saves a checkpoint, prints how to resume,
-    and exits with code 130 or 143. Under torchrun only process 0 writes and prints.
+    Ctrl-C, SIGTERM and SIGHUP stop it after the current step, and previews, downloads and the like
+    at once: it saves a checkpoint, prints how to resume, and exits with code 130, 143 or 129. A
+    second signal ends it without that. Under torchrun only process 0 writes and prints.
 
     Args:
         lesson: the lesson's name, which is saved in checkpoints.
@@ -60,7 +64,9 @@ class Run:
         self.resumed = self.load_resumed()
         self.start = self.step = self.resumed.step if self.resumed else 0
         self.stop_signal, self.evaluation_seconds = 0, 0.0
-        self.is_evaluating = False
+        self.finished = self.finite_step = self.start  # steps
+        self.is_evaluating = self.in_step = self.in_loop = False
+        self.bar: Any = None
         torch.manual_seed(options.seed)
 
     def load_resumed(self) -> Checkpoint | None:
@@ -81,6 +87,7 @@ class Run:
     def __enter__(self) -> Self:
         distributed.init(self.device)
         self.lock, self.metrics = None, self.folder / "metrics.csv"
+        self.writer: Any = None
         if distributed.rank() == 0:
             if not self.options.resume and (saved(self.folder) or self.metrics.exists()):
                 raise UserError(
@@ -92,22 +99,29 @@ class Run:
             remove_unfinished(self.folder, "checkpoint_*")
             remove_unfinished(self.folder, self.metrics.name)
             self.remove_old_checkpoints()
-        self.handlers = {
-            number: signal.signal(number, lambda number, _: setattr(self, "stop_signal", number))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+            if self.options.tensorboard:
+                self.writer = tensorboard_writer(self.folder, self.start)
+        self.context = ExitStack()
+        if self.writer is not None:
+            self.context.callback(self.writer.close)
+        if self.lock is not None:
+            self.context.callback(self.lock.release)
+        self.context.enter_context(stoppable(self.on_signal))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.restore_signals()
-        if self.lock is not None:
-            self.lock.release()
-        if error is not None and not isinstance(error, UserError):
-            translate_error(self, error)
+        with self.context:
+            if isinstance(error, Stopped):
+                if self.is_evaluating:  # the other processes wait for the end of the step
+                    distributed.all_reduce_max(error.number)
+                self.stop(agreed=self.is_evaluating)
+            if error is not None and not isinstance(error, UserError):
+                translate_error(self, error)
 
-    def restore_signals(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+    def on_signal(self, number: int) -> bool:
+        """Whether to stop at once: not within a step, which would be lost."""
+        self.stop_signal = number
+        return not self.in_step
 
     def last_checkpoint(self) -> str:
         files = saved(self.folder)
@@ -141,6 +155,9 @@ class Run:
             )
         if options.num_epochs is not None:
             options.num_training_steps = options.num_epochs * batches.per_epoch
+        same = self.resumed and self.resumed.config.get("minutes") == options.minutes
+        if options.minutes is not None and not same:
+            options.num_training_steps = UNSETTLED
         return data, batches
 
     def network_for(self, data: Images, network: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +214,7 @@ class Run:
             self.say(f"Weights of {initial.source}, trained for {initial.step:,} steps")
 
     def save(self) -> Path:
-        """Write a checkpoint of this step, then remove all but the last two."""
+        """Write a checkpoint of this step, then remove old ones."""
         path = self.folder / f"checkpoint_{self.step:06d}.safetensors"
         content = (self.lesson, self.config, self.data.name, self.step)
         checkpoint.save(path, Checkpoint(*content, self.state.tensors(), self.state.scalars))
@@ -205,14 +222,18 @@ class Run:
         return path
 
     def remove_old_checkpoints(self) -> None:
-        for old in saved(self.folder)[:-2]:
+        """Keep the last ones, and the last from before the last finite loss: it is intact."""
+        keep, files = self.options.keep_checkpoints, saved(self.folder)
+        intact = [path for path in files if step_of(path) < self.finite_step]
+        for old in set() if keep == "all" else {*files[:-keep]} - {*intact[-1:]}:
             old.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """Print a line, and add it to log.txt."""
         if distributed.rank() == 0:
-            tqdm.write(text)
-            with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            with suppress(OSError, ValueError):  # a closed terminal
+                tqdm.write(text)
+            with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
     def distribute(self, model: nn.Module) -> nn.Module:
@@ -229,34 +250,62 @@ class Run:
         """The remaining steps, counted from 1, with a progress bar. Also saves checkpoints."""
         last, hidden = self.options.num_training_steps, distributed.rank() > 0
         self.began, self.logged_seconds = time.perf_counter(), 0.0
-        steps = range(self.start + 1, last + 1)
-        bar = {"initial": self.start, "total": last, "unit": "step", "smoothing": 0.05}
-        self.bar = tqdm(steps, disable=hidden, **bar)
-        for step in self.bar:
-            self.step = step
-            yield step
+        total = None if last == UNSETTLED else last
+        bar = {"initial": self.start, "total": total, "unit": "step", "smoothing": 0.05}
+        self.bar, self.in_loop = tqdm(disable=hidden, **bar), True
+        while self.step < self.options.num_training_steps:
+            self.step += 1
+            self.in_step = self.step > self.start + 1  # the first one has little to lose
+            yield self.step
+            self.finished, self.in_step = self.step, True
+            self.bar.update()
+            if self.options.num_training_steps == UNSETTLED:
+                self.settle_steps()
             self.stop_signal = distributed.all_reduce_max(self.stop_signal)
             if self.stop_signal:
                 self.stop()
             if self.due("checkpoint"):
                 self.save()
         self.bar.close()
-        self.restore_signals()  # all is saved: from here on Ctrl-C ends the script at once
         distributed.leave()
         if distributed.rank() > 0:
             raise SystemExit(0)  # process 0 does the rest
+        self.in_step = self.in_loop = False  # all is saved
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
         self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")
 
-    def stop(self) -> None:
-        """Save a checkpoint, print how to resume, and exit."""
-        self.bar.close()
+    def settle_steps(self) -> None:
+        """After 5 % of --minutes, fix the number of training steps; checkpoints keep it. Previews
+        may take another 5 %."""
+        seconds, minutes = time.perf_counter() - self.began, self.options.minutes or 0.0
+        done = self.step - self.start
+        fit = self.start + round(57 * minutes * done / seconds)
+        fit = max(fit, self.step + 1)  # the last step is still to come: it writes the results
+        if fit := distributed.all_reduce_max(fit if seconds > 3 * minutes else 0):
+            self.options.num_training_steps = self.config["num_training_steps"] = fit
+            self.bar.total = fit
+            self.say(f"{minutes:g} minutes: {fit:,} training steps, at {seconds / done:.2g} s each")
+
+    def stop(self, agreed: bool = True) -> None:
+        """Save a checkpoint, unless the last one is of this step, print how to resume, and exit.
+
+        agreed: whether all processes stop after this step, and can wait for each other.
+        """
+        if self.bar is not None:
+            self.bar.close()
         if distributed.rank() == 0:
-            self.say(f"Stopped after step {self.step:,}; saved {self.save()}")
+            files = saved(self.folder)
+            if self.finished > self.start and (not files or step_of(files[-1]) < self.finished):
+                files = [self.save()]
             where = f" --output_dir {self.options.output_dir}" if self.options.output_dir else ""
-            self.say(f"To resume: the same command with --resume{where}")
-        distributed.leave()
+            if files:
+                self.say(f"Stopped after step {self.finished:,}; saved {files[-1]}")
+                self.say(f"To resume: the same command with --resume{where}")
+            else:
+                self.say("Stopped before the first checkpoint: the same command starts again")
+        if agreed:
+            distributed.leave()
         raise SystemExit(128 + self.stop_signal)
 
     def due(self, what: str) -> bool:
@@ -290,6 +339,7 @@ class Run:
         values = {"loss": float(losses.mean()), "grad_norm": float(grad_norm)}
         bad = [f"{name} became {v}" for name, v in values.items() if not math.isfinite(v)]
         if not bad:
+            self.finite_step = self.step
             return False
         worst = losses.nan_to_num(nan=math.inf).argmax()
         what = f"{bad[0]} at step {self.step} (worst at t in quarter {self.quarter(t[worst])} of 4)"
@@ -323,7 +373,7 @@ class Run:
             return
         columns = {name: torch.tensor([value]) for name, value in values.items()}
         parts, quarter = losses if by_quarter is None else by_quarter, self.quarter(t)
-        columns |= {f"loss_quarter_{k}": parts[quarter == k] for k in (1, 2, 3, 4)}
+        columns |= {f"loss_quarter_{k}": parts[quarter == k].cpu() for k in (1, 2, 3, 4)}
         totals, counts = self.state.scalars["totals"], self.state.scalars["counts"]
         for name, value in columns.items():
             totals[name] = totals.get(name, 0.0) + float(value.double().sum())
@@ -331,6 +381,13 @@ class Run:
         if self.step % 10 == 0:
             mean = totals["loss"] / counts["loss"]
             self.bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+
+    def save_preview(self, images: Tensor, columns: int = 8) -> None:
+        """Save a grid of samples as samples_<step>.png, and for TensorBoard."""
+        save_grid(self.folder / f"samples_{self.step:06d}.png", images, columns)
+        if self.writer:
+            picture = np.asarray(grid(images, columns, scale=1))
+            self.writer.add_image("samples", picture, self.step, dataformats="HWC")
 
     def log(self, **figures: float | Tensor) -> None:
         """Write a row of metrics.csv: the means since the last row, and these values."""
@@ -344,6 +401,8 @@ class Run:
         row = {"step": self.step, **means, **{name: float(v) for name, v in figures.items()}}
         row["images_per_second"] = images / max(seconds - self.logged_seconds, 1e-9)
         append_row(self.metrics, row)
+        for name, value in row.items() if self.writer else ():
+            self.writer.add_scalar(name, value, self.step)
         self.logged_seconds = seconds
         totals.clear()
         counts.clear()
@@ -353,9 +412,11 @@ class Run:
         """A context for previews and held-out losses: without gradients, and with the same random
         numbers every time. The run's own random numbers are not affected."""
         start, self.is_evaluating = time.perf_counter(), True
+        self.finished, self.in_step = self.step, False
         with device.forked_rng(self.device, seed), torch.no_grad(), self.autocast():
             yield
         self.evaluation_seconds += time.perf_counter() - start
+        self.in_step = self.in_loop
         self.is_evaluating = False
 
     def finish(self, script: str, *flags: str) -> None:
@@ -369,13 +430,22 @@ class Run:
         self.say(f"More samples: {shlex.join([sys.executable, *words])}")
 
 
+def tensorboard_writer(folder: Path, start: int) -> Any:
+    """A writer of files for TensorBoard, which drops what was written after step start."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package: pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+
 def translate_error(run: Run, error: BaseException) -> None:
     """Raise a one-line UserError if the error is not due to a mistake in the code."""
     options, reason, line = run.options, one_line(error, 200), ""
     if isinstance(error, OSError):
         name = f" ({error.filename})" if error.filename else ""
         line = f"{error.strerror or reason}{name}; {run.last_checkpoint()}"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
+    elif is_out_of_memory(error):
         less = f"--batch_size {max(options.batch_size // 2, 1)}"
         less += f", or --accumulate {2 * options.accumulate}"
         less = f"--num_previews {options.num_previews // 2}" if run.is_evaluating else less

@@ -198,12 +198,14 @@ class DPM(nn.Module):
         mean xt √(1-β_t) + μ √β_t,  variance σ(b/√T + logit β_t)
 
         out (B, 2C, H, W). With out = 0 it is the forward step.
-        Differs: the paper has the mean (xt - μ)(1 - variance) + μ, and b instead of b/√T.
+        Differs: the paper has the mean (xt - μ)(1 - variance) + μ, and b instead of b/√T. The
+        latter is clipped to [-50, 50], so that the bound and its gradient are finite for any b.
         """
         r = self.rates()
         mu, b = out.chunk(2, dim=1)
         mean = r.decay[t] * xt + r.spread[t] * mu
-        return Gaussian(mean, F.logsigmoid(b / math.sqrt(self.num_timesteps) + r.log_odds[t]))
+        b = (b / math.sqrt(self.num_timesteps)).clamp(-50, 50)
+        return Gaussian(mean, F.logsigmoid(b + r.log_odds[t]))
 
     def vlb_term(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The term of the bound at t > 1, in bits per dimension, (B,) [SD15 Eq. 14].

@@ -137,7 +137,8 @@ class ConvDense(nn.Module):
         for readout in self.readouts[:-1]:
             y = leaky(readout(y))
         y = rearrange(self.readouts[-1](y), "b (k j) h w -> b k j h w", j=NUM_BUMPS)
-        return einsum(y, self.bumps[t], "b k j h w, b j -> b k h w").float()
+        with torch.autocast(xt.device.type, enabled=False):  # μ is not rounded to bfloat16
+            return einsum(y.float(), self.bumps[t], "b k j h w, b j -> b k h w")
 
 
 def initialise(layer: nn.Module) -> None:

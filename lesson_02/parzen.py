@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,9 +85,11 @@ def summary(width: float, bits: Tensor, widths: Sequence[float]) -> str:
 def read_samples(name: str, shape: Shape) -> Tensor:
     """The samples in a file, checked: uint8 (N, C, H, W)."""
     try:
+        if not Path(name).is_file():
+            raise OSError("there is no such file")
         with np.load(name) as file:
             levels = torch.from_numpy(file["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged archive fails in many ways
         raise UserError(
             f"{name} cannot be read ({one_line(error, 200)}): give a samples.npz"
         ) from None
@@ -120,7 +123,7 @@ def parzen_bits(
     Squared distances of levels are whole numbers below 2^53, and so exact in float64. They are
     computed for a limited number of images at a time, to save memory.
     """
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    where = device if device.type == "cuda" else torch.device("cpu")  # mps has no float64
     dim, rows = samples[0].numel(), []
     for batch in tqdm(test.split(MAX_IMAGES), unit="batch", desc="Parzen"):
         x = batch.flatten(1).to(where).double()

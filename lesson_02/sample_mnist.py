@@ -12,9 +12,18 @@ from common.data import from_uint8, load_images_for
 from common.errors import UserError, check_at_least, one_line
 from common.options import DataOptions, SamplingOptions
 from common.pictures import save_grid
-from common.sampling import Samples, Shape, draw_samples, inference, last_images, save_samples
+from common.sampling import (
+    Samples,
+    Shape,
+    check_finite,
+    draw_samples,
+    inference,
+    last_images,
+    save_samples,
+)
 from lesson_02.dpm import DPM, Network, Pair, erasing_beta
 from lesson_02.network import ConvDense
+from lesson_02.options import DPMOptions
 from lesson_02.scaler import Scaler
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
@@ -47,7 +56,7 @@ def main(
         process, model = process.to(device), model.to(device)
         if inpaint is None and denoise is None:
             samples = draw(process, model, scaler, content.image_shape, options.num_samples)
-            save_samples(folder, samples, options.save_npz)
+            save_samples(folder, samples, options)
             print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
         else:
             levels = load_images_for(content, images.dataset, images.data_dir).test[:num_images]
@@ -63,11 +72,11 @@ def main(
 def load(source: str, sha256: str | None = None) -> tuple[DPM, nn.Module, checkpoint.Checkpoint]:
     """The averaged process and network, in eval mode, from a checkpoint alone."""
     content = checkpoint.load(source, "lesson_02", sha256)
-    config = content.config
 
     def make() -> Pair:
+        config = content.arguments(DPMOptions)
         process = DPM(erasing_beta(config["num_timesteps"]), config["learned_beta"])
-        return Pair(ConvDense(**config["network"]), process)
+        return Pair(ConvDense(**content.arguments(ConvDense, "network")), process)
 
     with content.must_fit():
         pair = content.build(make)
@@ -77,7 +86,10 @@ def load(source: str, sha256: str | None = None) -> tuple[DPM, nn.Module, checkp
 
 def scaler_of(content: checkpoint.Checkpoint) -> Scaler:
     """How the training data were standardised."""
-    return Scaler(float(content.config["data_mean"]), float(content.config["data_std"]))
+    mean, std = content.config["data_mean"], content.config["data_std"]
+    if type(mean) is not float or type(std) is not float or not (0 <= mean < 256 > std > 0):
+        raise UserError(f"data_mean is {mean!r:.60}, data_std is {std!r:.60}")
+    return Scaler(mean, std)
 
 
 def draw(process: DPM, model: Network, scaler: Scaler, shape: Shape, num_samples: int) -> Samples:
@@ -149,7 +161,8 @@ def draw_posterior(
     for number in range(1, num_draws + 1):
         steps = process.posterior_trajectory(model, y, noise_var)
         name = f"draw {number} of {num_draws}"
-        draws.append(last_images(tqdm(steps, name, process.num_timesteps - 1, unit="step")))
+        bar = tqdm(steps, name, process.num_timesteps - 1, unit="step")
+        draws.append(check_finite(last_images(bar)))
     return draws
 
 

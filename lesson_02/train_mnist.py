@@ -14,7 +14,7 @@ from common import cli
 from common.data import from_uint8
 from common.device import autocast
 from common.ema import Ema
-from common.pictures import save_grid, save_plot
+from common.pictures import save_plot
 from common.sampling import save_samples
 from common.training import Run
 from lesson_02.dpm import DPM, L_NULL, Pair, draw_times, erasing_beta, k_minus_null, strata
@@ -66,16 +66,16 @@ def main(options: DPMOptions, network: dict[str, Any]) -> None:
                 with run.evaluating():
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = scaler.decode(average.process.sample(average, x_T))
-                    save_grid(run.folder / f"samples_{step:06d}.png", images)
+                    run.save_preview(images)
+                save_bound(run.folder, data.channels * average.process.ceiling().item())
 
         save_forward(run.folder / "forward.png", process, scaler, data.test[:4])
-        save_bound(run.folder, data.channels * process.ceiling().item())
         final = bounds(run, average, encode, options.num_bound_images, 50)
         run.say(summary(final, scaler, data.channels))
         if options.num_samples > 0:
             with run.evaluating(options.seed):
                 samples = draw(average.process, average, scaler, data.shape, options.num_samples)
-            save_samples(run.folder, samples)
+            save_samples(run.folder, samples, options)
         run.finish("sample_mnist.py")
 
 

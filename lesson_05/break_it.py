@@ -73,7 +73,7 @@ def noise_at_1(bench: Bench) -> dict[str, Tensor]:
     """The last step's noise is about one grey level, too little to see; so it is magnified."""
     config = bench.content.config
     beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
-    broken = NoiseAtOne(beta, config["variance"]).to(bench.device)
+    broken = NoiseAtOne(beta, config["variance"], bench.process.prediction).to(bench.device)
     rows = {
         "unchanged": unchanged(bench),
         "noise at t = 1": draw(bench, broken, bench.model, "noise at t = 1"),

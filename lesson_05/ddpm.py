@@ -8,7 +8,7 @@ image.
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from common.errors import UserError
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Variance = Literal["beta", "beta_tilde"]
+Prediction = Literal["eps", "x0", "mean"]
+Objective = Literal["simple", "vlb"]
 
 
 class Gaussian(NamedTuple):
@@ -47,7 +49,7 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
-            f"no linear schedule for T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            f"num_timesteps T = {T}, beta_1 = {beta_1}, beta_T = {beta_T} is no linear schedule: "
             "T >= 1, 0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
@@ -62,12 +64,26 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
     return 0.5 * (log_ratio.exp() - log_ratio - 1 + (p.mean - q.mean) ** 2 / q.log_var.exp())
 
 
+def log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), with Φ the distribution function of N(0, 1).
+
+    x < 0: log(½ erfcx(-x/√2)) - x²/2,  x >= 0: log(1 - ½ erfc(x/√2));  erfcx(z) = exp(z²) erfc(z)
+
+    In place of torch.special.log_ndtr, whose float32 gradient is wrong for x far below 0, and which
+    Apple's GPUs do not have.
+    """
+    below, above = torch.where(x < 0, x, 0.0), torch.where(x < 0, 0.0, x)  # no branch overflows
+    left = torch.log(torch.special.erfcx(-math.sqrt(0.5) * below) / 2) - below**2 / 2
+    return torch.where(x < 0, left, torch.log1p(-torch.erfc(math.sqrt(0.5) * above) / 2))
+
+
 def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     """Log of the probability of each pixel's 8-bit level under p, in nats per pixel [Ho20 Eq. 13].
 
     log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels extend to -∞ and ∞.
 
     x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
+    Where the interval is narrow beside σ, the probability is its width times the density.
     Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
     """
     precision = torch.exp(-0.5 * p.log_var)
@@ -75,11 +91,15 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     below = precision * (x - 1 / 255 - p.mean)
     # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the one in the left tail, where log Φ is exact.
     right_tail = above + below > 0
-    high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
-    low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
-    inside = high + torch.log(-torch.expm1(low - high))
+    high = log_ndtr(torch.where(right_tail, -below, above))
+    low = log_ndtr(torch.where(right_tail, -above, below))
+    centre, width = (above + below) / 2, precision * (2 / 255)
+    narrow = width * (1 + centre.abs()) < 1e-2  # there the difference of two Φ loses digits
+    density = -0.5 * (centre**2 + math.log(2 * math.pi)) + torch.log(width)
+    exact = high + torch.log(-torch.expm1(torch.where(narrow, -1.0, low - high)))
+    inside = torch.where(narrow, density, exact)
     lowest, highest = x < -1 + 1 / 255, x > 1 - 1 / 255
-    outer = torch.where(lowest, torch.special.log_ndtr(above), torch.special.log_ndtr(-below))
+    outer = torch.where(lowest, log_ndtr(above), log_ndtr(-below))
     return torch.where(lowest | highest, outer, inside)
 
 
@@ -90,6 +110,9 @@ class DDPM(nn.Module):
     Args:
         beta: float64 (T,), the variances of the forward steps.
         variance: of the reverse steps, "beta" or "beta_tilde", the two extremes [Ho20 Section 3.2].
+        prediction: what the network's output is, the noise, the image x0 or the mean μ̃
+            [Ho20 Section 3.2, Table 2].
+        objective: the loss, the squared error of the prediction or the bound [Ho20 Table 2].
     """
 
     signal_rate: Tensor  # √ᾱ_t
@@ -99,10 +122,19 @@ class DDPM(nn.Module):
     posterior_log_var: Tensor  # log β̃_t
     log_var: Tensor  # log σ_t² of the reverse steps
 
-    def __init__(self, beta: Tensor, variance: Variance = "beta") -> None:
+    def __init__(
+        self,
+        beta: Tensor,
+        variance: Variance = "beta",
+        prediction: Prediction = "eps",
+        objective: Objective = "simple",
+    ) -> None:
         super().__init__()
-        if variance not in ("beta", "beta_tilde"):
-            raise UserError(f"variance {variance!r} is not known: choose beta or beta_tilde")
+        kinds = {Variance: variance, Prediction: prediction, Objective: objective}
+        for kind, value in kinds.items():
+            if value not in get_args(kind):
+                raise UserError(f"{value!r} is not known: choose {' or '.join(get_args(kind))}")
+        self.prediction, self.objective = prediction, objective
         self.num_timesteps = T = len(beta)
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         beta = torch.cat([zero, beta.double()])
@@ -143,9 +175,16 @@ class DDPM(nn.Module):
         mean = self.posterior_x0_coef[t] * x0 + self.posterior_xt_coef[t] * xt
         return Gaussian(mean, self.posterior_log_var[t].expand_as(mean))
 
-    def predict_x0(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The clean image if eps is the noise in xt: Eq. 4 solved for x0 [Ho20 Eq. 15]."""
-        return (xt - self.noise_rate[t] * eps) / self.signal_rate[t]
+    def predict_x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The clean image if out is the noise in xt: Eq. 4 solved for x0 [Ho20 Eq. 15].
+
+        For other predictions out is the image itself, or the mean μ̃, and Eq. 7 is solved for x0.
+        """
+        if self.prediction == "x0":
+            return out
+        if self.prediction == "mean":
+            return (out - self.posterior_xt_coef[t] * xt) / self.posterior_x0_coef[t]
+        return (xt - self.noise_rate[t] * out) / self.signal_rate[t]
 
     def p_mean_variance(self, out: Tensor, xt: Tensor, t: Tensor, clip_x0: bool = True) -> Gaussian:
         """p(x_{t-1} | xt) from out = model(xt, t): the posterior, given x̂0 [Ho20 Eq. 11].
@@ -163,9 +202,14 @@ class DDPM(nn.Module):
         """L_simple: the mean squared error of the predicted noise [Ho20 Eq. 14].
 
         (B,), the mean over each image's values: about 1 for a network that predicts 0.
+        For the objective "vlb": T times the bound's term at t, which estimates the sum over t.
         """
-        eps_hat = model(self.q_sample(x0, t, eps), t)
-        return ((eps - eps_hat) ** 2).flatten(1).mean(1)
+        if self.objective == "vlb":
+            return self.num_timesteps * self.vlb_term(model, x0, t, eps)
+        xt = self.q_sample(x0, t, eps)
+        mean = self.q_posterior(x0, xt, t).mean
+        target = {"eps": eps, "x0": x0, "mean": mean}[self.prediction]
+        return ((target - model(xt, t)) ** 2).flatten(1).mean(1)
 
     @torch.no_grad()
     def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:

@@ -12,7 +12,7 @@ from common.data import from_uint8, load_images_for
 from common.errors import UserError
 from common.options import CheckpointOptions, DataOptions
 from common.pictures import save_grid
-from common.sampling import inference, last_images
+from common.sampling import check_finite, inference, last_images
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.sample_mnist import SHIPPED, load
 
@@ -63,7 +63,7 @@ def main(
         fractions, rows = torch.linspace(0, 1, num_columns).tolist(), []
         for t in times:
             trajectory = interpolate(process, model, x0, x0_other, t, fractions, clip_x0)
-            between = last_images(tqdm(trajectory, f"t = {t}", t, unit="step"))
+            between = check_finite(last_images(tqdm(trajectory, f"t = {t}", t, unit="step")))
             rows.append(torch.cat([x0, between, x0_other]))
     save_grid(folder / "interpolation.png", torch.cat(rows), columns=num_columns + 2)
     print(f"{folder}/interpolation.png: rows of t = {', '.join(map(str, times))}")

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.options import TrainingOptions
-from lesson_05.ddpm import Variance
+from lesson_05.ddpm import Objective, Prediction, Variance
 
 
 @dataclass
-class DDPMOptions(TrainingOptions):
-    """The flags of DDPM training.
+class ProcessOptions(TrainingOptions):
+    """The flags of the forward and the reverse process.
 
     Args:
         beta_1: variance of the first forward step, if T is 1000.
@@ -23,7 +23,20 @@ class DDPMOptions(TrainingOptions):
 
 
 @dataclass
-class ConditionalOptions(DDPMOptions):
+class DDPMOptions(ProcessOptions):
+    """The flags of a DDPM without conditions.
+
+    Args:
+        prediction: what the network predicts; the noise, the image x0 or the mean [Ho20 Table 2].
+        loss: the squared error of the prediction, or the bound [Ho20 Table 2].
+    """
+
+    prediction: Prediction = "eps"
+    loss: Objective = "simple"
+
+
+@dataclass
+class ConditionalOptions(ProcessOptions):
     """The flags of a DDPM with labels or prompts.
 
     Args:

@@ -12,6 +12,7 @@ from common.options import SamplingOptions
 from common.pictures import save_grid
 from common.sampling import draw_samples, inference, save_samples
 from lesson_05.ddpm import DDPM, Variance, linear_beta
+from lesson_05.options import DDPMOptions
 from lesson_05.unet import UNet
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
@@ -22,7 +23,8 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images from a checkpoint of this lesson [Ho20 Algorithm 2].
+    """Sample images from a checkpoint of this lesson [Ho20 Algorithm 2]: digits, and photographs
+    with the weights that `python -m common.import_weights` converts.
 
     Args:
         clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
@@ -32,8 +34,15 @@ def main(
     T = process.num_timesteps
     with inference(options, "lesson_05") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
-        samples = draw_samples(trajectory, options.num_samples, content.image_shape, T, device)
-    save_samples(folder, samples, options.save_npz)
+        samples = draw_samples(
+            trajectory,
+            options.num_samples,
+            content.image_shape,
+            T,
+            device,
+            picture=folder / "samples.png",
+        )
+    save_samples(folder, samples, options)
     print(f"{options.num_samples} samples: {folder}/samples.png, reverse.gif, reverse.png")
 
 
@@ -42,11 +51,12 @@ def load(
 ) -> tuple[DDPM, UNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(DDPMOptions)
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
-        process = DDPM(beta, variance or config["variance"])
-        model = content.build(lambda: UNet(**config["network"]))
+        kind = config.get("prediction", "eps"), config.get("loss", "simple")
+        process = DDPM(beta, variance or config["variance"], *kind)
+        model = content.build(lambda: UNet(**content.arguments(UNet, "network")))
     return process, model, content
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
-from common.pictures import save_curves, save_grid
+from common.pictures import save_curves
 from common.sampling import draw_samples, save_samples
 from common.training import Run
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
@@ -25,8 +25,8 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
     with Run("lesson_05", options) as run:
         data, batches = run.load_data()
         T = options.num_timesteps
-        process = DDPM(linear_beta(T, options.beta_1, options.beta_T), options.variance)
-        process.to(run.device)
+        beta = linear_beta(T, options.beta_1, options.beta_T)
+        process = DDPM(beta, options.variance, options.prediction, options.loss).to(run.device)
         network = run.network_for(data, network)
         model = run.prepare(UNet(**network))
         ema = Ema(model, options.ema_decay)
@@ -56,15 +56,15 @@ def main(options: DDPMOptions, network: dict[str, Any]) -> None:
             if run.due("preview"):
                 with run.evaluating():
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
-                    save_grid(run.folder / f"samples_{step:06d}.png", preview(process, ema, x_T))
+                    run.save_preview(preview(process, ema, x_T))
+                save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
-        save_losses(run.folder)
         if options.num_samples > 0:
             with run.evaluating(options.seed):
                 trajectory = partial(process.trajectory, ema)
                 samples = draw_samples(trajectory, options.num_samples, data.shape, T, run.device)
-            save_samples(run.folder, samples)
+            save_samples(run.folder, samples, options)
         run.finish("sample_mnist.py")
 
 

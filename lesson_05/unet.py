@@ -23,7 +23,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
     t int64 (B,), 1 <= t <= T -> float32 (B, dim). Embeds t - 1, as the published weights do.
     """
-    frequency = torch.logspace(0, -4, dim // 2, device=t.device)
+    frequency = torch.logspace(0, -4, dim // 2).to(t.device)  # Apple's GPUs have no logspace
     angle = (t - 1)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 

@@ -21,6 +21,7 @@ from common.sampling import last_images
 from lesson_05.ddpm import DDPM, Network
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
+MIN_SIGNAL = 0.002  # √ᾱ of the first time below which x̂0 is clipped unless the caller decides
 
 
 def ddim_timesteps(T: int, S: int, spacing: Spacing = "uniform") -> list[int]:
@@ -103,11 +104,18 @@ def ddim_step(
     return mean + scale * torch.randn_like(xt)
 
 
-def predict_noise(model: Network, xt: Tensor, t: int) -> Tensor:
+def predict_noise(model: Network, process: DDPM, xt: Tensor, t: int) -> Tensor:
     """ε̂ = model(xt, t) (B, C, H, W), without the channels in which lesson 9's networks predict a
-    variance."""
-    t_batch = torch.full((len(xt),), t, device=xt.device)
-    return model(xt, t_batch)[:, : xt.shape[1]]
+    variance. At step t of a strided process of lesson 9 the network gets the time τ_t instead. Of a
+    network that predicts x0 or the mean, ε̂ is the noise that goes with its x̂0 [Song21 Eq. 9]."""
+    timesteps = getattr(process, "timesteps", None)
+    told = t if timesteps is None else int(timesteps[t])
+    t_batch = torch.full((len(xt),), told, device=xt.device)
+    out = model(xt, t_batch)[:, : xt.shape[1]]
+    if getattr(process, "prediction", "eps") == "eps":
+        return out
+    x0_hat = process.predict_x0(xt, t_batch, out)
+    return (xt - process.signal_rate[t] * x0_hat) / process.noise_rate[t]
 
 
 def clip_eps(xt: Tensor, eps_hat: Tensor, alpha_bar_t: float) -> Tensor:
@@ -128,19 +136,23 @@ def ddim_trajectory(
     num_steps: int = 50,
     eta: float = 0.0,
     spacing: Spacing = "uniform",
-    clip_x0: bool = False,
+    clip_x0: bool | None = None,
     sigma_hat: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """From noise x_T (B, C, H, W) to images in num_steps steps [Song21 Section 4.2].
 
     Yields (s, xs) for s = τ_{S-1}, ..., τ_1, 0. With η = 0 the images are a function of x_T: no
     other random number is drawn. clip_x0: use x̂0 clipped to [-1, 1], and the ε̂ that goes with it.
+    Differs: None clips if √ᾱ is below 0.002 at τ_S. At T of lesson 9's cosine schedule Eq. 9
+    multiplies the error of ε̂ by 20,291, and unclipped images would be noise.
     """
     times = [0, *ddim_timesteps(process.num_timesteps, num_steps, spacing)]
+    if clip_x0 is None:
+        clip_x0 = math.sqrt(process.alpha_bar[times[-1]]) < MIN_SIGNAL
     xt = x_T
     for s, t in reversed(list(pairwise(times))):
         alpha_bar_t, alpha_bar_s = process.alpha_bar[[t, s]].tolist()
-        eps_hat = predict_noise(model, xt, t)
+        eps_hat = predict_noise(model, process, xt, t)
         if clip_x0:
             eps_hat = clip_eps(xt, eps_hat, alpha_bar_t)
         xt = ddim_step(xt, eps_hat, alpha_bar_t, alpha_bar_s, eta, sigma_hat)
@@ -154,7 +166,7 @@ def ddim_sample(
     num_steps: int = 50,
     eta: float = 0.0,
     spacing: Spacing = "uniform",
-    clip_x0: bool = False,
+    clip_x0: bool | None = None,
     sigma_hat: bool = False,
 ) -> Tensor:
     """The images (B, C, H, W) at the end of the trajectory from x_T [Song21 Section 4.2]."""
@@ -179,7 +191,7 @@ def ddim_encode_trajectory(
     xs = x0
     for s, t in pairwise(times):
         alpha_bar_s, alpha_bar_t = process.alpha_bar[[s, t]].tolist()
-        eps_hat = predict_noise(model, xs, max(s, 1))
+        eps_hat = predict_noise(model, process, xs, max(s, 1))
         xs = ddim_step(xs, eps_hat, alpha_bar_s, alpha_bar_t)
         yield t, xs
 

@@ -15,7 +15,7 @@ from common.data import from_uint8, load_images_for
 from common.errors import UserError, check_at_least
 from common.options import CheckpointOptions, DataOptions
 from common.pictures import save_plot, save_rows
-from common.sampling import inference, last_images
+from common.sampling import check_finite, inference, last_images
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.guidance import one_per_sample
 from lesson_06.ddim import (
@@ -132,7 +132,8 @@ class Laboratory:
     def sample(self, x_T: Tensor, num_steps: int, **options: Any) -> Tensor:
         network, options = self.network(len(x_T)), {"spacing": self.spacing, **options}
         trajectory = ddim_trajectory(network, self.process, x_T, num_steps, **options)
-        return last_images(tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False))
+        bar = tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False)
+        return check_finite(last_images(bar))
 
     def encode(self, x0: Tensor, num_steps: int) -> Tensor:
         network = self.network(len(x0))

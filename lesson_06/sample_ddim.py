@@ -12,8 +12,8 @@ from torch import Tensor
 from common import cli, lessons
 from common.errors import UserError, check_at_least
 from common.options import SamplingOptions
-from common.pictures import save_gif, save_grid, save_npz
-from common.sampling import draw_samples, inference
+from common.pictures import save_gif
+from common.sampling import draw_samples, inference, save_named
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.class_conditional.sample_mnist import label_of
 from lesson_05.guidance import one_per_sample
@@ -32,7 +32,7 @@ def main(
     num_steps: int = 50,
     eta: float = 0.0,
     spacing: Spacing = "uniform",
-    clip_x0: bool = False,
+    clip_x0: bool | None = None,
     show_timesteps: bool = False,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
@@ -40,7 +40,8 @@ def main(
 
     Writes conditional.png, and prompts.txt with the prompts in the same rows of eight;
     unconditional.png, from the same noise; and steps.gif, the first 16 images from noise to image.
-    It samples checkpoints of lesson 5, with or without conditions, and of lesson 9.
+    It samples checkpoints of lesson 5, with or without conditions, and of lesson 9, among them
+    those that `python -m common.import_weights` makes of published weights.
 
     Args:
         prompts: one or more, repeated in order up to num_samples; drawn at random unless given.
@@ -50,7 +51,8 @@ def main(
         num_steps: S, the number of evaluations of the network, 1 to T.
         eta: how much of DDPM's noise each step adds, 0 to 1; at 0 sampling is deterministic.
         spacing: spacing of the S times in 1..T; uniform, quadratic or trailing.
-        clip_x0: whether each prediction of the clean image is clipped to [-1, 1].
+        clip_x0: whether each prediction of the clean image is clipped to [-1, 1]; unless given,
+            only if the first time is pure noise, as with lesson 9's cosine schedule.
         show_timesteps: print the S times at which the network is evaluated.
     """
     check_at_least(0, guidance=guidance)
@@ -80,13 +82,12 @@ def main(
                 num_steps,
                 device,
                 conditions,
+                folder / f"{name}.png",
             )
             seconds = time.perf_counter() - start
-            save_grid(folder / f"{name}.png", images)
-            if options.save_npz:
-                save_npz(folder / f"{name}.npz", images)
+            save_named(folder / name, images, options)
             if name == next(iter(plans)):
-                save_gif(folder / "steps.gif", frames, columns=4)
+                save_gif(folder / "steps.gif", frames, 4, options.scale, options.fps)
             print(f"{len(images)} samples in {num_steps} steps, {seconds:.1f} s: {name}.png")
     if prompts is not None:
         save_prompts(folder / "prompts.txt", prompts)

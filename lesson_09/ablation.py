@@ -1,5 +1,6 @@
 """Ablation: train one network per row, all for the same number of steps, and compare them."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from common import cli
 from common.checkpoint import read_header, saved
 from common.data import Images, from_uint8, load_images, to_uint8
 from common.device import autocast, pick_device
-from common.errors import UserError
+from common.errors import UserError, check_at_least
 from common.files import make_folder, write_atomically
 from common.options import ImageOptions, ScriptOptions
 from common.pictures import save_grid
@@ -67,6 +68,10 @@ def main(
         raise UserError(
             "steps and samples must be equally long lists: steps from 1 on, samples from 3 on"
         )
+    check_at_least(2, num_images=num_images, num_terms=num_terms)
+    check_at_least(1, num_classifier_steps=num_classifier_steps)
+    if num_training_steps is not None:
+        check_at_least(1, num_training_steps=num_training_steps)
     folder = Path(options.output_dir or FOLDER / "output" / "ablation")
     make_folder(folder)
     device = pick_device(options.device)
@@ -110,7 +115,12 @@ def train(preset: Path, folder: Path, flags: list[str], num_steps: int | None) -
         (folder / "metrics.csv").unlink(missing_ok=True)  # left by a run that saved no checkpoint
         words = ["--config", str(preset), *words]
     print(f"\n{folder.name}")
-    cli.run(train_mnist.main, words, presets=True, network=UNet)
+    try:
+        cli.run(train_mnist.main, words, presets=True, network=UNet)
+    except SystemExit as end:
+        if end.code != 2:  # it has been stopped
+            print("The ablation goes on from there when the same command starts it again")
+        raise
     return saved(folder)[-1]
 
 
@@ -151,9 +161,9 @@ def measure(
     """The row's results, from result.json if it has them for these settings, else measured now."""
     file = trained.parent / "result.json"
     wanted = {**settings, "checkpoint": trained.name}
-    if file.exists():
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing, or edited
         result = json.loads(file.read_text())
-        if result["settings"] == wanted:
+        if result["settings"] == wanted and len(result["distance"]) == len(settings["steps"]):
             return result
     process, model, content = load(str(trained))
     process, model = process.to(device), model.to(device)
@@ -198,4 +208,4 @@ def write_table(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -13,7 +13,7 @@ from common.data import from_uint8, load_images_for
 from common.errors import check_at_least
 from common.options import CheckpointOptions
 from common.pictures import save_plot
-from common.sampling import inference
+from common.sampling import check_finite, inference
 from lesson_09.iddpm import (
     BitsPerDim,
     ImprovedDDPM,
@@ -92,6 +92,7 @@ def bound(
     parts = []
     for batch in tqdm(levels.split(batch_size), unit="batch", desc="bits/dim"):
         bits = process.bits_per_dim(model, from_uint8(batch), num_terms, clip_x0)
+        check_finite(bits.total)
         parts.append(BitsPerDim(*(part.cpu() for part in bits)))
     return BitsPerDim(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

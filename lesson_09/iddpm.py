@@ -52,7 +52,7 @@ def linear_beta(T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
     """
     if not (T >= 1 and 0 < beta_1 <= beta_T and 1000 / T * beta_T < 1):
         raise UserError(
-            f"no linear schedule for T = {T}, beta_1 = {beta_1}, beta_T = {beta_T}: "
+            f"num_timesteps T = {T}, beta_1 = {beta_1}, beta_T = {beta_T} is no linear schedule: "
             "T >= 1, 0 < beta_1 <= beta_T and 1000/T beta_T < 1 must hold"
         )
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
@@ -93,12 +93,26 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
     return 0.5 * (log_ratio.exp() - log_ratio - 1 + (p.mean - q.mean) ** 2 / q.log_var.exp())
 
 
+def log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), with Φ the distribution function of N(0, 1).
+
+    x < 0: log(½ erfcx(-x/√2)) - x²/2,  x >= 0: log(1 - ½ erfc(x/√2));  erfcx(z) = exp(z²) erfc(z)
+
+    In place of torch.special.log_ndtr, whose float32 gradient is wrong for x far below 0, and which
+    Apple's GPUs do not have.
+    """
+    below, above = torch.where(x < 0, x, 0.0), torch.where(x < 0, 0.0, x)  # no branch overflows
+    left = torch.log(torch.special.erfcx(-math.sqrt(0.5) * below) / 2) - below**2 / 2
+    return torch.where(x < 0, left, torch.log1p(-torch.erfc(math.sqrt(0.5) * above) / 2))
+
+
 def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     """Log of the probability of each pixel's 8-bit level under p, in nats per pixel [Ho20 Eq. 13].
 
     log ∫ N(x; μ, σ²) dx from x - 1/255 to x + 1/255; the outermost levels extend to -∞ and ∞.
 
     x (B, C, H, W) on the grid -1, -1 + 2/255, ..., 1.
+    Where the interval is narrow beside σ, the probability is its width times the density.
     Differs: computed from log Φ, so that far tails need no floor (the authors' is 1e-12).
     """
     precision = torch.exp(-0.5 * p.log_var)
@@ -106,11 +120,15 @@ def discretized_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     below = precision * (x - 1 / 255 - p.mean)
     # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the one in the left tail, where log Φ is exact.
     right_tail = above + below > 0
-    high = torch.special.log_ndtr(torch.where(right_tail, -below, above))
-    low = torch.special.log_ndtr(torch.where(right_tail, -above, below))
-    inside = high + torch.log(-torch.expm1(low - high))
+    high = log_ndtr(torch.where(right_tail, -below, above))
+    low = log_ndtr(torch.where(right_tail, -above, below))
+    centre, width = (above + below) / 2, precision * (2 / 255)
+    narrow = width * (1 + centre.abs()) < 1e-2  # there the difference of two Φ loses digits
+    density = -0.5 * (centre**2 + math.log(2 * math.pi)) + torch.log(width)
+    exact = high + torch.log(-torch.expm1(torch.where(narrow, -1.0, low - high)))
+    inside = torch.where(narrow, density, exact)
     lowest, highest = x < -1 + 1 / 255, x > 1 - 1 / 255
-    outer = torch.where(lowest, torch.special.log_ndtr(above), torch.special.log_ndtr(-below))
+    outer = torch.where(lowest, log_ndtr(above), log_ndtr(-below))
     return torch.where(lowest | highest, outer, inside)
 
 
@@ -211,7 +229,8 @@ class ImprovedDDPM(nn.Module):
         σ_t² = exp(f log β_t + (1-f) log β̃_t), f = (v + 1)/2 [Nichol21 Eq. 15]
         Differs: the paper's v is f. Here, as in the authors' code, a network whose output is 0
         gives the variance halfway between β̃_t and β_t.
-        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper.
+        Differs: clipping x̂0 to [-1, 1] is in the authors' code, not in the paper. v is clipped to
+        [-100, 100], so that the loss and its gradient are finite for any v.
         """
         channels = xt.shape[1]
         x0_hat = self.predict_x0(xt, t, out[:, :channels])
@@ -221,7 +240,7 @@ class ImprovedDDPM(nn.Module):
         if self.variance != "learned":
             return Gaussian(mean, self.log_var[t].expand_as(mean))
         _, v = out.split(channels, dim=1)
-        frac = (v + 1) / 2
+        frac = (v.clamp(-100, 100) + 1) / 2
         return Gaussian(mean, frac * self.log_beta[t] + (1 - frac) * self.posterior_log_var[t])
 
     def loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data import Batches, Images, from_uint8
+from common.device import forked_rng
 
 
 class Classifier(nn.Module):
@@ -51,8 +52,7 @@ class Classifier(nn.Module):
 
 def train_classifier(data: Images, num_steps: int, device: torch.device) -> Classifier:
     """A classifier after num_steps batches of up to 128; reproducible on the same machine."""
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
+    with forked_rng(device, 0), torch.enable_grad():
         model = Classifier(data.channels, data.size, len(data.classes)).to(device)
         count = min(128, len(data.train))
         batches = Batches(data.train, data.train_labels, count, 0, device)
@@ -67,10 +67,10 @@ def train_classifier(data: Images, num_steps: int, device: torch.device) -> Clas
 
 @torch.no_grad()
 def features(model: Classifier, levels: Tensor) -> Tensor:
-    """The features of images of 8-bit levels (N, C, H, W), float64 (N, num)."""
+    """The features of images of 8-bit levels (N, C, H, W), float64 (N, num), on the CPU."""
     device = model.out.weight.device
     parts = [model.features(from_uint8(batch).to(device)) for batch in levels.split(500)]
-    return torch.cat(parts).double()
+    return torch.cat(parts).cpu().double()  # Apple's GPUs have no float64
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:

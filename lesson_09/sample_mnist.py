@@ -13,6 +13,7 @@ from common.options import SamplingOptions
 from common.pictures import save_grid
 from common.sampling import draw_samples, inference, save_samples
 from lesson_09.iddpm import ImprovedDDPM, Variance, named_beta
+from lesson_09.options import IDDPMOptions
 from lesson_09.unet import UNet
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
@@ -24,7 +25,8 @@ def main(
     variance: Variance | None = None,
     options: SamplingOptions = SamplingOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Sample images from a checkpoint of this lesson [Nichol21 Section 4].
+    """Sample images from a checkpoint of this lesson [Nichol21 Section 4]: digits, and photographs
+    with the weights that `python -m common.import_weights` converts.
 
     Args:
         num_steps: S, the number of sampling steps, spread evenly over the T steps of training; all
@@ -37,8 +39,15 @@ def main(
     S = process.num_timesteps
     with inference(options, "lesson_09") as (folder, device):
         trajectory = partial(process.to(device).trajectory, model.to(device), clip_x0=clip_x0)
-        samples = draw_samples(trajectory, options.num_samples, content.image_shape, S, device)
-    save_samples(folder, samples, options.save_npz)
+        samples = draw_samples(
+            trajectory,
+            options.num_samples,
+            content.image_shape,
+            S,
+            device,
+            picture=folder / "samples.png",
+        )
+    save_samples(folder, samples, options)
     files = f"{folder}/samples.png, reverse.gif, reverse.png"
     print(f"{options.num_samples} samples in {S} steps: {files}")
 
@@ -48,12 +57,12 @@ def load(
 ) -> tuple[ImprovedDDPM, UNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_09", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(IDDPMOptions)
         beta = named_beta(config["schedule"], config["num_timesteps"])
         weights = config["simple_weight"], config["vlb_weight"]
         process = ImprovedDDPM(beta, variance or config["variance"], *weights)
-        model = content.build(lambda: UNet(**config["network"]))
+        model = content.build(lambda: UNet(**content.arguments(UNet, "network")))
         learned = config["network"]["learned_variance"]
     if variance == "learned" and not learned:
         raise UserError(

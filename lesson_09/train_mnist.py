@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
-from common.pictures import save_curves, save_grid
+from common.pictures import save_curves
 from common.sampling import draw_samples, save_samples
 from common.training import Run
 from lesson_09.iddpm import ImprovedDDPM, Network, named_beta
@@ -69,16 +69,16 @@ def main(options: IDDPMOptions, network: dict[str, Any]) -> None:
                 with run.evaluating():
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = process.strided(min(50, T)).sample(ema, x_T)
-                    save_grid(run.folder / f"samples_{step:06d}.png", images)
+                    run.save_preview(images)
+                save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
-        save_losses(run.folder)
         S = final.num_timesteps
         if options.num_samples > 0:
             with run.evaluating(options.seed):
                 trajectory = partial(final.trajectory, ema)
                 samples = draw_samples(trajectory, options.num_samples, data.shape, S, run.device)
-            save_samples(run.folder, samples)
+            save_samples(run.folder, samples, options)
         run.finish("sample_mnist.py", "--num_steps", str(S))
 
 

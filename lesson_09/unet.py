@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from common.network_checks import check_unet, feature_map_sizes
 
 
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int, time_scale: float = 1.0) -> Tensor:
     """Cosines, then sines, of the time at dim/2 frequencies from 1 down to almost 1/10000.
 
-    cos(ω_i (t-1)), sin(ω_i (t-1)),  ω_i = 10000^(-i/(dim/2))
+    cos(ω_i s (t-1)), sin(ω_i s (t-1)),  ω_i = 10000^(-i/(dim/2)),  s = time_scale
 
     t int64 (B,), 1 <= t <= T -> float32 (B, dim). The published weights count times from 0.
-    Differs: the authors' cosine and ImageNet models get (t - 1) 1000/T in place of t - 1.
+    Differs: the authors' networks of T = 4000 have s = 1000/T; here it is 1 unless given.
     """
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=t.device)
-    angle = (t - 1)[:, None] * torch.exp(-math.log(10000) / half * i)
+    angle = ((t - 1) * time_scale)[:, None] * torch.exp(-math.log(10000) / half * i)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -166,6 +166,8 @@ class UNet(nn.Module):
         scale_shift_norm: whether the time scales and shifts the features, or is added to them.
         dropout: probability that a feature in a residual block is dropped while training.
         num_groups: groups of every group normalisation.
+        time_scale: factor of t - 1 in its embedding. The networks that the authors published for
+            T = 4000 have 1000/T (their `rescale_timesteps`).
     """
 
     def __init__(
@@ -181,9 +183,11 @@ class UNet(nn.Module):
         scale_shift_norm: bool = True,
         dropout: float = 0.3,
         num_groups: int = 32,
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.channels, self.multiple = channels, 2 ** (len(multipliers) - 1)
+        self.time_scale = time_scale
         widths = [channels * multiplier for multiplier in multipliers]
         sizes = feature_map_sizes(image_size, len(multipliers))
         check_unet(widths, sizes, num_blocks, attention_resolutions, num_heads, dropout, num_groups)
@@ -224,7 +228,7 @@ class UNet(nn.Module):
         zero(self.conv_out)
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        emb = self.time(timestep_embedding(t, self.channels))
+        emb = self.time(timestep_embedding(t, self.channels, self.time_scale))
         height, width = xt.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         top, left = bottom // 2, right // 2

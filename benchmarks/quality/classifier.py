@@ -103,7 +103,7 @@ def classify(model: Classifier, levels: Tensor) -> tuple[Tensor, Tensor]:
         batches = levels.split(500)
         for batch in tqdm(batches, "classifier", leave=False, disable=len(batches) < 10):
             means, logits = model.features_and_logits(from_uint8(batch.to(device)))
-            features.append(means.double().cpu())
+            features.append(means.cpu().double())
             probabilities.append(logits.softmax(1).cpu())
     return torch.cat(features), torch.cat(probabilities)
 

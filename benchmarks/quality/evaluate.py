@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.quality import classifier
-from benchmarks.quality.metrics import SURE, Reference, nearest
+from benchmarks.quality.metrics import NUM_FEATURES, SURE, Reference, check_count, nearest
 from benchmarks.quality.samples import PlanOptions, SamplePlan, draw
 from benchmarks.records import environment, write_json
 from common import cli
@@ -23,7 +23,7 @@ from common.device import autocast, forked_rng
 from common.errors import UserError, check_at_least
 from common.files import ROOT, make_folder, output_folder
 from common.pictures import save_grid
-from common.sampling import BATCH_SIZE
+from common.sampling import BATCH_SIZE, check_finite
 
 
 def main(
@@ -49,6 +49,7 @@ def main(
             else data/.
         sha256: refuse a file with another sum.
     """
+    check_numbers(options.num_samples, num_images, num_terms)
     plan = SamplePlan(model_checkpoint, options, sha256)
     data = load_images_for(plan.content, plan.content.dataset, data_dir)
     if plan.conditional and len(data.classes) != len(plan.classes):
@@ -61,6 +62,16 @@ def main(
     folder = output_folder(chosen, plan.lesson)
     print_row(evaluation.run(folder))
     print(f"{folder}/result.json, samples.png, nearest.png")
+
+
+def check_numbers(num_samples: int | None, num_images: int, num_terms: int) -> None:
+    """Refuse from the flags alone what could not be measured in the end."""
+    check_at_least(0, num_images=num_images)
+    if num_images == 1:
+        raise UserError("num_images is 1: it must be 0, or at least 2")
+    check_at_least(2, num_terms=num_terms)
+    if num_samples is not None:
+        check_count(num_samples, NUM_FEATURES)
 
 
 @dataclass
@@ -80,10 +91,7 @@ class Evaluation:
     num_terms: int
 
     def __post_init__(self) -> None:
-        check_at_least(0, num_images=self.num_images)
-        if self.num_images == 1:
-            raise UserError("num_images is 1: it must be 0, or at least 2")
-        check_at_least(2, num_terms=self.num_terms)
+        check_numbers(self.plan.num_samples, self.num_images, self.num_terms)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on, except the code and the machine."""
@@ -135,9 +143,10 @@ class Evaluation:
             for k, (batch, digits) in enumerate(bar):
                 images = from_uint8(batch)
                 parts.append(plan.bits_per_dim(images, digits, k, self.num_terms))
+                check_finite(parts[-1]["total"])
         summary: dict[str, Any] = {}
         for name in parts[0]:
-            values = torch.cat([part[name] for part in parts]).double()
+            values = torch.cat([part[name] for part in parts]).cpu().double()
             error = values.std().item() / len(values) ** 0.5
             summary[name] = {"mean": values.mean().item(), "standard_error": error}
         num_terms = min(self.num_terms, plan.process.num_timesteps)
@@ -188,4 +197,4 @@ def print_row(result: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -47,6 +47,9 @@ def fid(features: Tensor, real: Tensor) -> float:
     return max(metric.compute().item(), 0.0)  # rounding can leave -1e-12 for equal sets
 
 
+NUM_FEATURES = 64  # of the shipped classifier
+
+
 def check_count(num_samples: int, num_features: int) -> None:
     if num_samples <= num_features:
         raise UserError(

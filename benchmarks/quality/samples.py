@@ -19,7 +19,7 @@ from common.data import DIGITS, to_uint8
 from common.device import autocast, forked_rng, pick_device
 from common.errors import UserError, check_at_least, one_line
 from common.options import ScriptOptions
-from common.sampling import BATCH_SIZE
+from common.sampling import BATCH_SIZE, check_finite
 from lesson_02.dpm import k_minus_null
 from lesson_02.sample_mnist import scaler_of
 from lesson_05.ddpm import Network
@@ -182,7 +182,7 @@ def draw(plan: SamplePlan, file: Path) -> tuple[Tensor, float]:
             for _, xt in plan.trajectory(digits, seed):
                 images = xt
                 bar.update()
-            batches.append(to_uint8(images))
+            batches.append(to_uint8(check_finite(images)))
             seconds += time.perf_counter() - start
             save_samples(file, torch.cat(batches), settings, seconds)
     return torch.cat(batches), seconds
@@ -201,6 +201,8 @@ def load_samples(
 ) -> tuple[Tensor, float]:
     """The samples of an earlier run with these settings, and the seconds that drawing them took."""
     try:
+        if not file.is_file():
+            raise OSError("it is no file")
         with np.load(file, allow_pickle=False) as content:
             levels, about = torch.from_numpy(content["samples"]), json.loads(str(content["about"]))
         saved_settings, seconds = about["settings"], float(about["seconds"])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality.evaluate import Evaluation, columns, print_row, setup
-from benchmarks.quality.metrics import Reference, check_count
+from benchmarks.quality.evaluate import Evaluation, check_numbers, columns, print_row, setup
+from benchmarks.quality.metrics import Reference
 from benchmarks.quality.samples import PlanOptions, SamplePlan, Sampler
 from benchmarks.records import output_folder, read_json, write_json
 from common import cli
@@ -97,12 +97,11 @@ def main(
         precision: of the network's arithmetic while sampling; auto is bfloat16 where the hardware
             has it.
     """
+    check_numbers(num_samples, num_images, num_terms)
     place = pick_device(device)
     chosen = choose(rows)
     folder = output_folder(output_dir, "scoreboard")
     reference = Reference(load_images("mnist", data_dir), place)
-    if num_samples is not None:
-        check_count(num_samples, reference.model.num_features)
     stored = read_json(STORED / "results.json")
     results: dict[str, Any] = {}
     for name, row in chosen.items():
@@ -231,4 +230,4 @@ def store_results(results: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -14,6 +14,8 @@ from common.sampling import draw_samples, inference, save_samples
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.guidance import one_per_sample
+from lesson_05.options import ConditionalOptions
+from lesson_05.unet import UNet
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 
@@ -51,7 +53,7 @@ def main(
 
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, label)
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     save_labels(folder / "labels.txt", [model.classes[k] for k in label])
     print(f"{num_samples} samples: {folder}/samples.png, their labels: {folder}/labels.txt")
 
@@ -61,11 +63,12 @@ def load(
 ) -> tuple[DDPM, ClassConditionalUNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05.class_conditional", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(ConditionalOptions)
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
         process = DDPM(beta, variance or config["variance"])
-        num_classes, network = config["num_classes"], config["network"]
+        num_classes = content.arguments(ClassConditionalUNet)["num_classes"]
+        network = content.arguments(UNet, "network")
         model = content.build(lambda: ClassConditionalUNet(num_classes, **network))
         model.classes = content.classes or model.classes
         if len(model.classes) != num_classes:

@@ -8,7 +8,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from common import cli
 from common.ema import Ema
-from common.pictures import save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
 from lesson_05.class_conditional.network import ClassConditionalUNet
@@ -65,10 +64,10 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
                     label = torch.arange(options.num_previews, device=run.device) % num_classes
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = preview(process, averaged.bind(label), x_T)
-                    save_grid(run.folder / f"samples_{step:06d}.png", images, min(num_classes, 16))
+                    run.save_preview(images, columns=min(num_classes, 16))
+                save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
-        save_losses(run.folder)
         if options.num_samples > 0:
             label = torch.arange(options.num_samples) % num_classes
             with run.evaluating(options.seed):
@@ -80,7 +79,7 @@ def main(options: ConditionalOptions, network: dict[str, Any]) -> None:
                     run.device,
                     label,
                 )
-            save_samples(run.folder, samples)
+            save_samples(run.folder, samples, options)
             save_labels(run.folder / "labels.txt", [data.classes[k] for k in label])
         run.finish("sample_mnist.py", "--labels", *data.classes[:3])
 

@@ -12,8 +12,10 @@ from common.options import SamplingOptions
 from common.sampling import draw_samples, inference, save_samples
 from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.guidance import one_per_sample
+from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, class_prompts, tokenize
+from lesson_05.unet import UNet
 
 SHIPPED = str(Path(__file__).parents[2] / "lesson_06" / "pretrained" / "text_to_image.safetensors")
 
@@ -50,7 +52,7 @@ def main(
 
         shape, T = content.image_shape, process.num_timesteps
         samples = draw_samples(trajectory, num_samples, shape, T, device, tokens)
-    save_samples(folder, samples, options.save_npz)
+    save_samples(folder, samples, options)
     save_prompts(folder / "prompts.txt", prompts)
     print(f"{num_samples} samples: {folder}/samples.png, their prompts: {folder}/prompts.txt")
 
@@ -60,11 +62,12 @@ def load(
 ) -> tuple[DDPM, TextToImageUNet, checkpoint.Checkpoint]:
     """Load the process and the averaged network, in eval mode, from a checkpoint."""
     content = checkpoint.load(source, "lesson_05.text_to_image", sha256)
-    config = content.config
     with content.must_fit():
+        config = content.arguments(TextToImageOptions)
         beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
         process = DDPM(beta, variance or config["variance"])
-        text, network = config["text"], config["network"]
+        text = content.arguments(TextEncoder, "text")
+        network = content.arguments(UNet, "network")
         model = content.build(lambda: TextToImageUNet(TextEncoder(**text), **network))
         model.classes = content.classes or model.classes
     return process, model, content

@@ -10,7 +10,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from common import cli
 from common.ema import Ema
-from common.pictures import save_grid
 from common.sampling import draw_samples, save_samples
 from common.training import Run
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
@@ -92,11 +91,10 @@ def train(
                     label = torch.arange(options.num_previews, device=run.device) % len(prompts)
                     x_T = torch.randn(options.num_previews, *data.shape, device=run.device)
                     images = sampler.preview(process, averaged.bind(prompts[label, 0]), x_T)
-                    columns = min(len(prompts), 16)
-                    save_grid(run.folder / f"samples_{step:06d}.png", images, columns)
+                    run.save_preview(images, columns=min(len(prompts), 16))
+                save_losses(run.folder)
 
         save_forward(run.folder / "forward.png", process, data.test[:4])
-        save_losses(run.folder)
         if options.num_samples > 0:
             words = random_prompts(options.num_samples, options.seed, data.classes)
             with run.evaluating(options.seed):
@@ -108,7 +106,7 @@ def train(
                     run.device,
                     tokenize(words),
                 )
-            save_samples(run.folder, samples)
+            save_samples(run.folder, samples, options)
             save_prompts(run.folder / "prompts.txt", words)
         run.finish(sampler.script, "--prompts", *data.classes[:2])
 

@@ -29,7 +29,8 @@ def test_errors_have_one_line_and_an_exit_code(capsys, monkeypatch):
     assert error_line(capsys, failing, "--error", "file") == "error: [Errno 2] Not found: 'x.png'"
     with pytest.raises(SystemExit) as stopped:
         cli.run(failing, ["--error", "interrupt"])
-    assert (stopped.value.code, capsys.readouterr().err) == (130, "stopped\n")
+    line = "stopped: the same command starts again\n"
+    assert (stopped.value.code, capsys.readouterr().err) == (130, line)
 
 
 def test_errors_name_the_torchrun_process(capsys, monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 from server import Server
 from torchvision import datasets
 
-from common import data
+from common import files
 from common.data import Batches, from_uint8, load_images, to_uint8
 from common.errors import UserError
 
@@ -91,7 +91,7 @@ def mirror(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
     order = ["train-images", "train-labels", "t10k-images", "t10k-labels"]
     sums.sort(key=lambda pair: [name in pair[0] for name in order].index(True))
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
-    monkeypatch.setattr(data, "TIMEOUT", 0.5)
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
     return address
 
 
@@ -110,6 +110,13 @@ def test_a_download_with_another_sum_is_refused(mirror, tmp_path, monkeypatch):
     Server.files = {name: body + b"x" for name, body in Server.files.items()}
     with pytest.raises(UserError, match="could not be downloaded"):
         load_images("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("part", ["slow-headers", "slow-body"])
+def test_a_mirror_that_never_ends_is_given_up(mirror, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{mirror}/{part}/", f"{mirror}/"])
+    monkeypatch.setattr(files, "MAX_SECONDS", 0.5)
+    assert len(load_images("mnist", tmp_path).train) == 12
 
 
 def test_without_network_auto_uses_the_digits_and_mnist_is_refused(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from server import Server
+from server import SLOW, Server
 
 from common import files
 from common.errors import UserError, check_above, check_at_least, one_line
@@ -298,6 +298,16 @@ def test_size_and_time_of_a_download_are_limited(address, cache, monkeypatch):
             with pytest.raises(UserError, match=reason):
                 files.fetch(f"{address}/good", None, check)
         assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("part", SLOW)
+def test_the_time_limit_covers_every_part_of_an_answer(address, cache, monkeypatch, part):
+    monkeypatch.setattr(files, "MAX_SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"longer than|trailer|chunk|line|status|Incomplete"):
+        files.fetch(f"{address}/{part}", None, check)
+    assert time.monotonic() - start < 2
+    assert not list(cache.iterdir())
 
 
 def test_no_part_of_an_address_becomes_a_path(address, cache):

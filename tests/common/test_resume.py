@@ -87,24 +87,6 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     assert result["kills"] >= 2
 
 
-def test_a_second_ctrl_c_while_it_saves_does_no_harm(tmp_path, monkeypatch):
-    fsync = os.fsync
-
-    def interrupted(file: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        fsync(file)
-
-    def interrupt_at_2(step: int) -> None:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            monkeypatch.setattr(os, "fsync", interrupted)
-
-    with pytest.raises(SystemExit) as stopped:
-        toy_run(tmp_path, on_step=interrupt_at_2)
-    assert stopped.value.code == 130
-    assert checkpoint.load(tmp_path / "checkpoint_000002.safetensors").step == 2
-
-
 def test_auto_starts_a_run_or_resumes_it(tmp_path, capsys):
     toy_run(tmp_path / "run", steps=2, resume="auto")
     assert "Resumed" not in capsys.readouterr().out

@@ -13,10 +13,11 @@ from helpers import ROOT, error_line, same
 from PIL import Image
 from torch import Tensor
 
+from common.data import to_uint8
 from common.device import autocast, forked_rng, random_states
 from common.options import SamplingOptions
 from common.pictures import save_curves, save_plot, save_rows
-from common.sampling import draw_samples, save_samples
+from common.sampling import Samples, draw_samples, save_samples
 from lesson_05 import sample_mnist, train_mnist
 from lesson_05.unet import UNet
 
@@ -42,6 +43,20 @@ def test_samples_are_drawn_in_batches_of_64_each_with_its_condition():
     assert torch.equal(frames[-1], images[:16])
 
 
+@pytest.mark.parametrize(("size", "batches"), [(28, [20]), (64, [16, 4]), (256, [1, 1])])
+def test_large_images_are_drawn_in_small_batches_and_shown_as_they_come(size, batches, tmp_path):
+    picture, seen = tmp_path / "samples.png", []
+
+    def trajectory(x_T: Tensor):
+        seen.append((len(x_T), picture.exists()))
+        yield 0, x_T
+
+    samples = draw_samples(trajectory, sum(batches), (1, size, size), 1, CPU, picture=picture)
+    assert seen == [(B, k > 0) for k, B in enumerate(batches)]
+    assert len(samples.images) == sum(batches)
+    assert picture.exists() == (len(batches) > 1)  # the script itself saves the last one
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 8, 70])
 def test_trajectories_of_any_length_have_a_strip(num_steps, tmp_path):
     def trajectory(xt: Tensor):
@@ -49,13 +64,31 @@ def test_trajectories_of_any_length_have_a_strip(num_steps, tmp_path):
 
     samples = draw_samples(trajectory, 2, (1, 4, 4), num_steps, CPU)
     assert len(samples.frames) == min(num_steps, 60) + 1
-    save_samples(tmp_path, samples, npz=True)
+    save_samples(tmp_path, samples, SamplingOptions(save_npz=True))
     assert {path.name for path in tmp_path.iterdir()} == {
         "samples.png",
         "reverse.png",
         "reverse.gif",
         "samples.npz",
     }
+
+
+def test_pictures_have_the_size_and_speed_of_the_flags(tmp_path):
+    samples = Samples(torch.rand(70, 1, 4, 6) * 2 - 1, list(torch.rand(5, 16, 1, 4, 6)))
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00099.png").write_text("of an earlier call")
+    (tmp_path / "samples" / "mine.png").write_text("not ours")
+    options = SamplingOptions(save_png=True, scale=3, fps=10)
+    save_samples(tmp_path, samples, options)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == [f"{k:05d}.png" for k in range(70)] + ["mine.png"]
+    with Image.open(tmp_path / "samples" / "00007.png") as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), to_uint8(samples.images)[7, 0].numpy())
+    with Image.open(tmp_path / "samples.png") as grid:
+        assert grid.size == (3 * (8 * 7 + 1), 3 * (9 * 5 + 1))
+    with Image.open(tmp_path / "reverse.gif") as gif:
+        assert gif.info["duration"] == 100
 
 
 def test_samples_depend_on_the_checkpoint_the_seed_and_the_flags_alone(trained, tmp_path):

@@ -1,6 +1,7 @@
 """A training run: its files, its log, steps that are not finite, and little memory."""
 
 import csv
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,36 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names == ["checkpoint_000004.safetensors", "checkpoint_000005.safetensors"]
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(("keep", "number"), [(1, 1), (3, 3), ("all", 5)])
+def test_more_or_fewer_checkpoints_are_kept(keep, number, tmp_path):
+    fast_train(tmp_path, num_training_steps=5, checkpoint_every=1, keep_checkpoints=keep)
+    assert len(list(tmp_path.glob("*.safetensors"))) == number
+
+
+def test_losses_are_plotted_at_each_preview(tmp_path, monkeypatch):
+    plotted = []
+    monkeypatch.setattr(train_mnist, "save_curves", lambda path, *_: plotted.append(path.name))
+    fast_train(tmp_path, preview_every=2)
+    assert plotted == ["losses.png"] * 2
+
+
+def test_tensorboard_gets_the_rows_and_the_previews(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = fast_train(tmp_path, tensorboard=True, log_every=2, preview_every=4)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("held_out_loss")] == [2, 4]
+    losses = [float(row["loss"]) for row in metrics(folder)]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses, rel=1e-6)
+    assert [event.step for event in events.Images("samples")] == [4]
+
+
+def test_tensorboard_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        fast_train(tmp_path, tensorboard=True)
 
 
 def test_previews_do_not_change_the_training(tmp_path):

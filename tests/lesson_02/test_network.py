@@ -97,3 +97,4 @@ def test_outputs_and_reverse_steps_are_float32_under_autocast():
         out = network(xt, t)
         p = process.p_mean_variance(out, xt, t)
     assert out.dtype == p.mean.dtype == p.log_var.dtype == torch.float32
+    assert not torch.equal(out, out.bfloat16().float())  # the bumps are mixed in float32

@@ -73,6 +73,17 @@ def test_kl_equals_torch_distributions():
     assert torch.allclose(kl(p, q), torch.distributions.kl_divergence(*normal), atol=1e-5)
 
 
+@pytest.mark.parametrize("b", [-3e38, -1e6, 1e6, 3e38])
+def test_bound_and_gradient_are_finite_for_any_b(b):
+    process, t = DPM(erasing_beta(100)), torch.tensor([2, 3, 50, 100])
+    x0, eps = torch.randn(2, len(t), 1, 4, 4)
+    out = torch.cat([torch.zeros_like(x0), torch.full_like(x0, b)], 1).requires_grad_()
+    term = process.vlb_term(lambda xt, t: out, x0, t, eps)
+    term.sum().backward()
+    assert term.isfinite().all()
+    assert out.grad.isfinite().all()
+
+
 def test_mean_and_variance_of_the_reverse_step():
     process = DPM(erasing_beta(100))
     t, xt, out = torch.tensor([2, 60]), torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4)

@@ -144,20 +144,3 @@ def test_each_third_of_the_attention_layer_has_glorots_deviation():
         assert third.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.01)
     assert not layer.qkv.bias.any()
     assert not layer.out.weight.any()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_an_exported_network_agrees_with_pytorch(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
-    pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
-    network = UNet(1, 28, **NETWORK).eval()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    xt, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 900])
-    with torch.no_grad():
-        expected = network(xt, t)
-        torch.onnx.export(network, (xt, t), tmp_path / "unet.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "unet.onnx")
-    names = [value.name for value in session.get_inputs()]
-    (out,) = session.run(None, dict(zip(names, (xt.numpy(), t.numpy()), strict=True)))
-    assert (torch.from_numpy(out) - expected).abs().max() < 1e-5 < expected.std()

@@ -191,6 +191,31 @@ def test_discretized_likelihood_is_exact_in_the_tails_and_has_gradients():
     assert mean.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("log_var", [-9.8, 0.0, 6.0, 14.0, 40.0])
+def test_discretized_likelihood_is_exact_where_the_levels_are_narrow(log_var):
+    """Against float64; the gradient against finite differences."""
+    from scipy.stats import norm
+
+    sigma = math.exp(log_var / 2)
+    x = torch.tensor([[[[-0.6, 0.2, 0.8]]]]).mul(127.5).sub(0.5).round().add(0.5) / 127.5
+    wide = torch.full_like(x, log_var, requires_grad=True)
+    mean = x + sigma * torch.tensor([0.3, -1.2, 2.0]) * min(1, 0.05 / sigma)
+    log_p = discretized_log_likelihood(x, Gaussian(mean, wide))
+    log_p.sum().backward()
+
+    def exact(log_var: float) -> Tensor:
+        z = (x - mean).double() / math.exp(log_var / 2)
+        half = 1 / 255 / math.exp(log_var / 2)
+        inside = torch.as_tensor(norm.cdf(z + half) - norm.cdf(z - half))
+        if half > 1e-3:
+            return inside.log()
+        return torch.as_tensor(norm.logpdf(z)) + math.log(2 * half)
+
+    assert torch.allclose(log_p.double(), exact(log_var), atol=2e-5, rtol=2e-5)
+    slope = (exact(log_var + 1e-4) - exact(log_var - 1e-4)) / 2e-4
+    assert torch.allclose(wide.grad.double(), slope, atol=1e-3, rtol=1e-3)
+
+
 def test_tables_are_built_in_float64():
     """From float32 betas they would be off by 1.6e-4 and more near t = 2."""
     process = DDPM(linear_beta(T))
@@ -236,6 +261,50 @@ def test_predict_x0_inverts_q_sample():
     process = DDPM(linear_beta(T))
     x0, eps, t = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), torch.tensor([1, 2, 9, 99, 400])
     assert torch.allclose(process.predict_x0(process.q_sample(x0, t, eps), t, eps), x0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "mean"])
+def test_the_predictions_are_the_same_network_in_other_words(prediction):
+    """From the output that belongs to one ε̂ all give the same x̂0, mean, bound and sample; with
+    its own target as the output the loss is 0."""
+    plain, t = DDPM(linear_beta(T)), torch.tensor([1, 2, 9, 400, 999])
+    process = DDPM(linear_beta(T), prediction=prediction)
+    x0, eps = torch.randn(2, 5, 1, 4, 4)
+
+    def plain_network(xt: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(3 * xt)
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:
+        x0_hat = plain.predict_x0(xt, t, plain_network(xt, t))
+        mean = plain.q_posterior(x0_hat, xt, t).mean
+        return {"eps": plain_network(xt, t), "x0": x0_hat, "mean": mean}[prediction]
+
+    for clip_x0 in (True, False):
+        one, other = (
+            p.vlb_term(n, x0, t, eps, clip_x0)
+            for p, n in ((plain, plain_network), (process, network))
+        )
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for step in (2, 500):
+        xt = torch.randn(2, 1, 4, 4)
+        samples = []
+        for p, n in ((plain, plain_network), (process, network)):
+            torch.manual_seed(0)
+            samples.append(p.p_sample(n, xt, step))
+        torch.testing.assert_close(*samples, rtol=1e-4, atol=1e-4)
+    mean = process.q_posterior(x0, process.q_sample(x0, t, eps), t).mean
+    target = {"eps": eps, "x0": x0, "mean": mean}[prediction]
+    assert torch.equal(process.loss(lambda xt, t: target, x0, t, eps), torch.zeros(5))
+    off = process.loss(lambda xt, t: target + 0.5, x0, t, eps)
+    torch.testing.assert_close(off, torch.full((5,), 0.25))
+    vlb = DDPM(linear_beta(T), "beta", prediction, "vlb").loss(network, x0, t, eps)
+    assert torch.equal(vlb, T * process.vlb_term(network, x0, t, eps))
+
+
+def test_unknown_kinds_of_process_are_refused():
+    for kind in (("both",), ("beta", "v"), ("beta", "eps", "hybrid")):
+        with pytest.raises(UserError, match=f"'{kind[-1]}' is not known"):
+            DDPM(linear_beta(T), *kind)
 
 
 def test_loss_of_a_network_that_predicts_zero_is_one():

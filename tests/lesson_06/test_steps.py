@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from lesson_05.ddpm import DDPM, linear_beta
 from lesson_06.ddim import (
     ddim_sample,
     ddim_sigma,
@@ -86,11 +87,28 @@ def test_the_network_is_evaluated_at_these_times_and_the_last_step_gives_x0_hat(
     torch.testing.assert_close(x0, x0_hat)
 
 
-def test_the_predicted_variance_of_a_network_is_ignored():
+def test_the_predicted_variance_of_a_network_is_ignored(process):
     xt = torch.randn(2, 3, 4, 4)
-    eps_hat = predict_noise(lambda xt, t: torch.cat([2 * xt, t.view(-1, 1, 1, 1) + xt], 1), xt, 7)
-    assert torch.equal(eps_hat, 2 * xt)
-    assert torch.equal(predict_noise(lambda xt, t: t.view(-1, 1, 1, 1) * xt, xt, 7), 7 * xt)
+
+    def with_variance(xt: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([2 * xt, t.view(-1, 1, 1, 1) + xt], 1)
+
+    assert torch.equal(predict_noise(with_variance, process, xt, 7), 2 * xt)
+    eps_hat = predict_noise(lambda xt, t: t.view(-1, 1, 1, 1) * xt, process, xt, 7)
+    assert torch.equal(eps_hat, 7 * xt)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "mean"])
+def test_networks_that_predict_the_image_or_the_mean_are_sampled_alike(process, prediction):
+    other = DDPM(linear_beta(1000), prediction=prediction)
+    x_T = torch.randn(2, 1, 4, 4)
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:
+        x0_hat = process.predict_x0(xt, t, 0.9 * xt)
+        return x0_hat if prediction == "x0" else process.q_posterior(x0_hat, xt, t).mean
+
+    expected = ddim_sample(lambda xt, t: 0.9 * xt, process, x_T, 20)
+    torch.testing.assert_close(ddim_sample(network, other, x_T, 20), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("t", [1, 2, 3, 50, 500, 1000])

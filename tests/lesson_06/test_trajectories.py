@@ -17,6 +17,7 @@ from lesson_06.ddim import (
     ddim_sample,
     ddim_timesteps,
 )
+from lesson_09.iddpm import ImprovedDDPM, cosine_beta, strided_timesteps
 
 SPACINGS = ("uniform", "quadratic", "trailing")
 
@@ -123,3 +124,44 @@ def test_each_sample_follows_its_own_prompt():
     assert (images[0] - images[1]).abs().mean() > 1e-3
     permuted = ddim_sample(model.bind(tokens[order]), process, x_T, 5)
     torch.testing.assert_close(permuted, images[order], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 200])
+def test_from_pure_noise_the_images_stay_within_their_range(num_steps):
+    """On the cosine schedule Eq. 9 at T multiplies the error of ε̂ by 20,291."""
+    cosine = ImprovedDDPM(cosine_beta(1000))
+    exact = TwoPoints(cosine, 0.6, 0.2)
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:  # as in training: v beside ε̂, and an error
+        return torch.cat([exact(xt, t) + 0.1 * torch.randn_like(xt), xt], 1)
+
+    x_T = torch.randn(8, 1, 4, 4)
+    images = ddim_sample(network, cosine, x_T, num_steps, spacing="trailing")
+    assert images.abs().max() <= 1.1
+    unclipped = ddim_sample(network, cosine, x_T, num_steps, spacing="trailing", clip_x0=False)
+    assert unclipped.abs().max() > 10
+    linear = DDPM(linear_beta(1000))  # there x̂0 is not clipped unless asked for
+    exact = TwoPoints(linear, 0.6, 0.2)
+    default, unclipped = (
+        ddim_sample(exact, linear, x_T, num_steps, spacing="trailing", clip_x0=clip_x0)
+        for clip_x0 in (None, False)
+    )
+    assert torch.equal(default, unclipped)
+
+
+def test_the_network_of_a_strided_process_gets_its_own_times():
+    process = ImprovedDDPM(cosine_beta(1000)).strided(7)
+    told = []
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:
+        told.extend(t.unique().tolist())
+        return 0.1 * xt
+
+    x0 = torch.randn(2, 1, 2, 2)
+    ddim_sample(network, process, x0, 7)
+    assert told == strided_timesteps(1000, 7).tolist()[::-1]
+    told.clear()
+    ddim_encode(network, process, x0, 7)
+    assert (
+        told == strided_timesteps(1000, 7).tolist()[:1] + strided_timesteps(1000, 7).tolist()[:-1]
+    )

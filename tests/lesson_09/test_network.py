@@ -84,6 +84,26 @@ def test_embedding_is_cosines_then_sines_of_t_minus_one():
     assert torch.allclose(emb[1, 4:], torch.tensor(expected), atol=1e-6)
 
 
+def test_the_time_is_scaled_before_it_is_embedded_and_by_1_not_changed_at_all():
+    t = torch.tensor([1, 2, 2000, 4000])
+    frequency = torch.exp(-math.log(10_000) / 4 * torch.arange(4.0))
+    for time_scale in (0.25, 1.0):
+        angle = torch.tensor([0, 1, 1999, 3999])[:, None] * time_scale * frequency
+        expected = torch.cat([angle.cos(), angle.sin()], dim=1)
+        assert torch.equal(timestep_embedding(t, 8, time_scale), expected)
+    angle = (t - 1)[:, None] * frequency  # whole numbers, as before there was a scale
+    assert torch.equal(timestep_embedding(t, 8), torch.cat([angle.cos(), angle.sin()], dim=1))
+    torch.manual_seed(0)
+    plain = UNet(1, 28, True, **NETWORK)
+    nn.init.normal_(plain.conv_out.weight)
+    scaled = UNet(1, 28, True, time_scale=0.25, **NETWORK)
+    scaled.load_state_dict(plain.state_dict())
+    xt = torch.randn(1, 1, 28, 28)
+    scaled.eval()
+    plain.eval()
+    assert torch.equal(scaled(xt, torch.tensor([401])), plain(xt, torch.tensor([101])))
+
+
 @pytest.mark.parametrize(
     ("image_channels", "learned", "out_channels"), [(1, True, 2), (3, True, 6), (3, False, 3)]
 )

@@ -93,6 +93,20 @@ def test_v_interpolates_between_the_two_variances_at_every_t(beta):
         assert torch.allclose(log_var[:, 1, 0, 0].double(), expected, atol=2e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("beta", [linear_beta(T), cosine_beta(T)], ids=["linear", "cosine"])
+@pytest.mark.parametrize("v", [-3e38, -1e4, -75.0, 75.0, 1e4, 3e38])
+def test_loss_and_gradient_are_finite_for_any_v(beta, v):
+    process = ImprovedDDPM(beta, simple_weight=0.0, vlb_weight=1.0)
+    t = torch.tensor([1, 2, 3, 500, T - 1, T])
+    x0, eps = torch.randn(2, len(t), 1, 8, 8).clamp(-1, 1)
+    x0[:, :, :4] = -1.0
+    out = torch.cat([0.9 * eps, torch.full_like(eps, v)], 1).requires_grad_()
+    loss = process.loss(lambda xt, t: out, x0, t, eps)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert out.grad.isfinite().all()
+
+
 def test_fixed_variances_ignore_v_and_replace_the_first_by_the_second():
     for variance in ("beta", "beta_tilde"):
         process = ImprovedDDPM(linear_beta(T), variance)

@@ -291,6 +291,7 @@ def test_no_readme_shows_another_picture():
     rows = [*scoreboard.ROWS, scoreboard.REAL]
     made |= {os.path.realpath(scoreboard.STORED / f"{name}.png") for name in rows}
     made.add(os.path.realpath(ROOT / "benchmarks" / "results" / "race.png"))
+    made.add(os.path.realpath(ROOT / "lesson_06" / "demo" / "screenshot.png"))
     for readme in READMES:
         for link in re.findall(r'!\[[^\]]*\]\(([^)]+)\)|src="([^"]+)"', readme.read_text()):
             link = "".join(link)
