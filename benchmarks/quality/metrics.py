@@ -156,6 +156,8 @@ class Reference:
         return self.measured[count, balanced]
 
     def measure_real(self, count: int, balanced: bool) -> dict[str, Any]:
+        if self.model is not None:
+            check_count(count, self.model.num_features)
         nearest_distance, _ = nearest(self.test[:count], self.data.train)
         distance = {
             "nearest_median": nearest_distance.median().item(),
@@ -163,7 +165,6 @@ class Reference:
         }
         if self.model is None:
             return {**dict.fromkeys(FROM_FEATURES), "fid_deviation": None, "draws": 0, **distance}
-        check_count(count, self.model.num_features)
         order = shuffled(len(self.data.train))
         if balanced:
             order = alternate_digits(order, self.data.train_labels)

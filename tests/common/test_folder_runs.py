@@ -121,7 +121,7 @@ def test_classes_keep_their_names(tiny, images, tmp_path, capsys):
     assert (tmp_path / "out" / "prompts.txt").read_text().split() == ["cat", "barn", "owl", "cat"]
     cli.run(break_labels.main, words(*flags, "--num_steps", 2, "--what", "never_dropped"))
     flags = ("--model_checkpoint", file, "--data_dir", images, *out, "--num_images", 2)
-    cli.run(measure.main, words(*flags, "--num_samples", 6, "--sampler", "ddpm"))
+    cli.run(measure.main, words(*flags, "--num_samples", 65, "--sampler", "ddpm"))
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["bits_per_dim"]["total"]["mean"] > 0
     assert result["nearest_median"] > 0
