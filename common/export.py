@@ -71,7 +71,7 @@ def unet_config(model: nn.Module, arguments: dict[str, Any], module: ModuleType)
     multipliers, heads = arguments["multipliers"], arguments["num_heads"]
     if not isinstance(size, int) or size % 2 ** (len(multipliers) - 1):
         raise UserError(
-            f"UNet2DModel does not pad: images of size {size} cannot be halved "
+            f"UNet2DModel does not pad: images of size {size} are not square, or cannot be halved "
             f"{len(multipliers) - 1} times"
         )
     if arguments.get("time_scale", 1.0) != 1:

@@ -86,7 +86,10 @@ def test_heads_keep_their_rows(scale_shift_norm, tmp_path):
 
 REFUSED = {
     "UNet2DModel has no time_scale": {},
-    "images of size 15 cannot be halved 1 times": {"image_size": 15, "time_scale": 1.0},
+    "images of size 15 are not square, or cannot be halved 1 times": {
+        "image_size": 15,
+        "time_scale": 1.0,
+    },
     "heads of one width: 2 heads of layers with 8, 16 channels": {
         "attention_resolutions": [16, 8],
         "time_scale": 1.0,
