@@ -89,6 +89,7 @@ export class DenoisePanel {
       noise: `<b>share of the noise</b> ${formula("√{1-ᾱ_t}")}`,
     });
     this.find("command").textContent = command(this.options);
+    this.showStrip();
     const done = await this.engine.run("denoise", this.options, (step) => {
       this.steps.push(step);
       this.showSoon();
