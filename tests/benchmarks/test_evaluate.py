@@ -183,7 +183,7 @@ def test_other_files_give_one_line(checkpoints, tmp_path, capsys):
 
     network = {**content.config["network"], "channels": 16}
     assert "is damaged" in error_with(config={**content.config, "network": network})
-    assert "draws cifar10, but the classifier knows digits only" in error_with(dataset="cifar10")
+    assert "name the folder of your images" in error_with(dataset="folder")
     wrong_lesson = error_with(lesson="benchmarks.quality.classifier")
     assert "is a checkpoint of benchmarks.quality.classifier" in wrong_lesson
     assert "cannot be read" in error(tmp_path / "missing.safetensors")
