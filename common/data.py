@@ -184,7 +184,8 @@ def from_torchvision(name: str, folder: Path) -> Images:
     from torchvision import datasets
 
     if name not in TORCHVISION:
-        raise UserError(f"dataset {name!r} is not known: choose {', '.join(TORCHVISION)} or digits")
+        known = ", ".join([*TORCHVISION, "digits"])
+        raise UserError(f"dataset {name!r} is not known: choose {known} or folder")
     kind = getattr(datasets, TORCHVISION[name])
     if not is_complete(kind, folder):
         print(f"Downloading {name} into {folder}", flush=True)

@@ -24,6 +24,7 @@ from common.errors import UserError, one_line
 from common.files import expand, make_folder, replacing, write_atomically
 from common.import_weights import their_names
 from common.lessons import load, published
+from common.network_checks import feature_map_sizes, height_and_width
 
 INDEX = {
     "_class_name": "DDIMPipeline",
@@ -67,11 +68,12 @@ def export(checkpoint: str, folder: str) -> None:
 
 def unet_config(model: nn.Module, arguments: dict[str, Any], module: ModuleType) -> dict[str, Any]:
     """The arguments of UNet2DModel for the network that ours builds from these arguments."""
-    size, channels = arguments["image_size"], arguments["image_channels"]
+    height, width = height_and_width(arguments["image_size"])
+    channels, multiple = arguments["image_channels"], 2 ** (len(arguments["multipliers"]) - 1)
     multipliers, heads = arguments["multipliers"], arguments["num_heads"]
-    if not isinstance(size, int) or size % 2 ** (len(multipliers) - 1):
+    if height % multiple or width % multiple:
         raise UserError(
-            f"UNet2DModel does not pad: images of size {size} are not square, or cannot be halved "
+            f"UNet2DModel does not pad: {height}x{width} images cannot be halved "
             f"{len(multipliers) - 1} times"
         )
     if arguments.get("time_scale", 1.0) != 1:
@@ -83,12 +85,11 @@ def unet_config(model: nn.Module, arguments: dict[str, Any], module: ModuleType)
             f"UNet2DModel has heads of one width: {heads} heads of layers with "
             f"{', '.join(map(str, sorted(widths)))} channels cannot be exported"
         )
-    has_attention = [
-        size // 2**level in arguments["attention_resolutions"] for level in range(len(multipliers))
-    ]
+    sizes = feature_map_sizes([height, width], len(multipliers))
+    has_attention = [size in arguments["attention_resolutions"] for size in sizes]
     config = {
         "_class_name": "UNet2DModel",
-        "sample_size": size,
+        "sample_size": height if height == width else [height, width],
         "in_channels": channels,
         "out_channels": channels,
         "block_out_channels": [arguments["channels"] * multiplier for multiplier in multipliers],
@@ -109,7 +110,9 @@ def unet_config(model: nn.Module, arguments: dict[str, Any], module: ModuleType)
 def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of diffusers' scheduler for the process in a checkpoint's config. clip_sample
     is off, as in sample_ddim.py; for DDPM, sample_mnist.py has it on."""
-    T = config["num_timesteps"]
+    T, prediction = config["num_timesteps"], config.get("prediction", "eps")
+    if prediction == "mean":
+        raise UserError("diffusers has no networks that predict the mean: it cannot be exported")
     cosine = config.get("schedule") == "cosine"
     return {
         "_class_name": "DDPMScheduler",
@@ -118,6 +121,7 @@ def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
         "beta_start": config.get("beta_1", 1e-4) * 1000 / T,
         "beta_end": config.get("beta_T", 0.02) * 1000 / T,
         "variance_type": "fixed_large" if config["variance"] == "beta" else "fixed_small",
+        "prediction_type": {"eps": "epsilon", "x0": "sample"}[prediction],
         "clip_sample": False,
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.lessons import Published
+from common.network_checks import height_and_width
 from lesson_05.unet import UNet
 
 __all__ = ["DIFFUSERS", "PUBLISHED", "SAMPLE", "UNet"]
@@ -150,6 +151,7 @@ def from_diffusers(unet: dict[str, Any], scheduler: dict[str, Any], source: str)
     check_settings(scheduler, needed, f"{source}'s scheduler")
     widths, types = unet["block_out_channels"], unet["down_block_types"]
     size, T = unet["sample_size"], scheduler.get("num_train_timesteps", 1000)
+    longer = max(height_and_width(size))
     variance = scheduler.get("variance_type", "fixed_small")
     if variance not in VARIANCES:
         raise UserError(f"{source}'s scheduler has variance_type {variance}, not {[*VARIANCES]}")
@@ -160,7 +162,7 @@ def from_diffusers(unet: dict[str, Any], scheduler: dict[str, Any], source: str)
         "multipliers": [width // widths[0] for width in widths],
         "num_blocks": min(unet["layers_per_block"], 20),  # a file must not build for hours
         "attention_resolutions": [
-            size // 2**level for level, kind in enumerate(types) if kind == "AttnDownBlock2D"
+            longer // 2**level for level, kind in enumerate(types) if kind == "AttnDownBlock2D"
         ],
         "dropout": unet.get("dropout", 0.0),
         "num_groups": unet.get("norm_num_groups", 32),
