@@ -2,11 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-<<<<<<< HEAD
-.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
-=======
-.PHONY: train test check ablation scoreboard bench before trials quality-race figures notebooks maps stress environments clean
->>>>>>> 79370950595f263816901e5eb962e31eeec52db4
+.PHONY: train test check ablation trials scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
