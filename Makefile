@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
+.PHONY: train test check ablation trials scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -27,6 +27,9 @@ bench: .venv/benchmarks  ## speed and memory, compared with other libraries
 COMMIT ?= HEAD
 before: .venv/installed  ## lesson 5's steps, before and after: make before COMMIT=94eae1f
 	$(BIN)/python -m benchmarks.speed.before --commit $(COMMIT)
+
+trials: .venv/benchmarks  ## lesson 2's network, one thing changed in each short trial (needs MNIST)
+	$(BIN)/python -m benchmarks.quality.lesson_02_trials
 
 quality-race: .venv/benchmarks  ## three libraries, the same data, 15 minutes each
 	$(BIN)/python -m benchmarks.speed.race

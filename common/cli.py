@@ -11,11 +11,9 @@ override those of files. A mistake is one line on standard error and exit code 2
 """
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import inspect
-import io
 import json
 import math
 import re
@@ -34,6 +32,7 @@ from common.distributed import rank
 from common.errors import UserError, is_out_of_memory, one_line
 from common.files import expand
 from common.stopping import stoppable
+from common.streams import forgiving_streams
 
 Main = Callable[..., None]
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?")
@@ -58,24 +57,21 @@ def run(
             network=UNet, `--network.channels 64` becomes main(network={"channels": 64, ...}).
             Arguments without a default are for the script to add.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # it is None under pythonw
-            with contextlib.suppress(ValueError):  # it is closed
-                stream.reconfigure(errors="backslashreplace")
-    try:
-        with stoppable():
-            return main(**arguments(main, sys.argv[1:] if argv is None else argv, presets, groups))
-    except (UserError, OSError) as error:
-        line, code = f"error: {one_line(error)}\n", 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        line, code = "error: out of memory: try smaller numbers, such as fewer samples\n", 2
-    except KeyboardInterrupt as error:
-        code = 128 + getattr(error, "number", 2)
-        line = "goes on from here" if resumes else "starts again"
-        line = f"stopped: the same command {line}\n"
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+    words = sys.argv[1:] if argv is None else argv
+    with forgiving_streams():
+        try:
+            with stoppable():
+                return main(**arguments(main, words, presets, groups))
+        except (UserError, OSError) as error:
+            line, code = f"error: {one_line(error)}\n", 2
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            line, code = "error: out of memory: try smaller numbers, such as fewer samples\n", 2
+        except KeyboardInterrupt as error:
+            code = 128 + getattr(error, "number", 2)
+            line = "goes on from here" if resumes else "starts again"
+            line = f"stopped: the same command {line}\n"
         sys.stderr.write(f"process {rank()}: {line}" if rank() > 0 else line)
     sys.exit(code)
 
@@ -93,6 +89,8 @@ def arguments(main: Main, words: Sequence[str], presets: bool, groups: dict) -> 
         found, rest = early.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name} needs a value") from None
+    if found.output_dir == "":
+        raise UserError("--output_dir is empty: name a folder, or leave the flag out")
     typed = {name: v for name, v in vars(found).items() if v is not None and name != "config"}
     output = expand(found.output_dir or folder / "output")
     typed |= {"output_dir": str(output)} if found.output_dir else {}

@@ -110,7 +110,9 @@ def unet_config(model: nn.Module, arguments: dict[str, Any], module: ModuleType)
 def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of diffusers' scheduler for the process in a checkpoint's config. clip_sample
     is off, as in sample_ddim.py; for DDPM, sample_mnist.py has it on."""
-    T = config["num_timesteps"]
+    T, prediction = config["num_timesteps"], config.get("prediction", "eps")
+    if prediction == "mean":
+        raise UserError("diffusers has no networks that predict the mean: it cannot be exported")
     cosine = config.get("schedule") == "cosine"
     return {
         "_class_name": "DDPMScheduler",
@@ -119,6 +121,7 @@ def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
         "beta_start": config.get("beta_1", 1e-4) * 1000 / T,
         "beta_end": config.get("beta_T", 0.02) * 1000 / T,
         "variance_type": "fixed_large" if config["variance"] == "beta" else "fixed_small",
+        "prediction_type": {"eps": "epsilon", "x0": "sample"}[prediction],
         "clip_sample": False,
     }
 

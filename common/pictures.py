@@ -5,6 +5,7 @@ Images are float (B, C, H, W) in [-1, 1] with one or three channels; values outs
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +88,23 @@ def save_npz(path: Path, images: Tensor) -> None:
 
 def save_curves(path: Path, metrics: Path, columns: Sequence[str], title: str) -> None:
     """Plot columns of a metrics.csv against the training step, on a logarithmic axis."""
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    curves = {}
-    for column in columns:
-        filled = [row for row in rows if row.get(column)]
-        if filled:
-            x, y = [int(row["step"]) for row in filled], [float(row[column]) for row in filled]
-            curves[column.replace("_", " ")] = (x, y)
+    curves = read_curves(metrics, columns)
+    curves = {name.replace("_", " "): curve for name, curve in curves.items() if curve[0]}
     save_plot(path, curves, "training step", "mean squared error of the noise", title)
+
+
+def read_curves(metrics: Path, columns: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Columns of a metrics.csv: name -> (steps, values). Cells that are no numbers are left out,
+    since an edited file must not end a run; a file that cannot be read has none."""
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in columns}
+    with suppress(OSError, csv.Error), metrics.open(newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            for name, (steps, values) in curves.items():
+                with suppress(ValueError, TypeError, KeyError):
+                    step, value = int(row["step"]), float(row[name])
+                    steps.append(step)
+                    values.append(value)
+    return curves
 
 
 def save_plot(

@@ -231,10 +231,10 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line, and add it to log.txt."""
         if distributed.rank() == 0:
-            with suppress(OSError, ValueError):  # a closed terminal
-                tqdm.write(text)
-            with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(text + "\n")
+            tqdm.write(text)
+            line = f"{text}\n".encode(errors="backslashreplace")  # names may be no UTF-8
+            with suppress(OSError), (self.folder / "log.txt").open("ab") as log:
+                log.write(line)
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """The network to train: the model itself unless torchrun or --accumulate splits the
@@ -400,7 +400,10 @@ class Run:
         images = self.options.batch_size * min(counts["loss"], self.step - self.start)
         row = {"step": self.step, **means, **{name: float(v) for name, v in figures.items()}}
         row["images_per_second"] = images / max(seconds - self.logged_seconds, 1e-9)
-        append_row(self.metrics, row)
+        try:
+            append_row(self.metrics, row)
+        except OSError as error:  # no log may end a run
+            self.say(f"{self.metrics} could not be written ({error.strerror})")
         for name, value in row.items() if self.writer else ():
             self.writer.add_scalar(name, value, self.step)
         self.logged_seconds = seconds

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, check_at_least
 from common.sampling import last_images
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -85,18 +85,21 @@ def erasing_beta(T: int) -> Tensor:
     return least + (1 - least - 1e-5) / torch.linspace(T, 2, T, dtype=torch.float64)
 
 
-def bumps(T: int) -> Tensor:
+def bumps(T: int, log_bumps: bool = False) -> Tensor:
     """Ten bumps over the times, which sum to one at every t [SD15 Appendix D.2].
 
     g_j(t) = exp(-(t - τ_j)²/(2w²)) / Σ_k exp(-(t - τ_k)²/(2w²)),  τ_j evenly from 1 to T
 
-    float32 (T+1, 10); slot 0 is a copy of slot 1.
+    float32 (T+1, 10); slot 0 is a copy of slot 1. With log_bumps they are even in
+    log t / log T + t / T in place of t: half of them in log t, half in t.
     Differs: the width w is half the distance between neighbouring bumps, as in the authors' code;
-    in the paper it is the whole distance.
+    in the paper it is the whole distance. log_bumps are not in the paper.
     """
+    check_at_least(2, num_timesteps=T)
     t = torch.arange(T + 1, dtype=torch.float64).clamp(min=1)
-    centre = torch.linspace(1, T, NUM_BUMPS, dtype=torch.float64)
-    width = (T - 1) / (NUM_BUMPS - 1) / 2
+    t = t.log() / math.log(T) + t / T if log_bumps else t
+    centre = torch.linspace(float(t[0]), float(t[-1]), NUM_BUMPS, dtype=torch.float64)
+    width = (t[-1] - t[0]) / (NUM_BUMPS - 1) / 2
     return torch.softmax(-(((t[:, None] - centre) / width) ** 2) / 2, dim=1).float()
 
 

@@ -76,9 +76,12 @@ class ConvDense(nn.Module):
         dense_outputs: units of the last one, for each pixel.
         num_readout_layers: layers of the perceptron, which is the same for every pixel.
         readout_channels: units of each but the last.
+        log_bumps: whether half of the bumps are spaced evenly in log t, and μ and b are given in
+            units of `output_sizes`.
     """
 
     bumps: Tensor  # g_j(t), (T+1, 10)
+    sizes: Tensor  # of μ and b, (T+1, 2, 1, 1)
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class ConvDense(nn.Module):
         dense_outputs: int = 2,
         num_readout_layers: int = 2,
         readout_channels: int = 20,
+        log_bumps: bool = False,
     ) -> None:
         super().__init__()
         widths = {"conv_channels": conv_channels, "dense_channels": dense_channels}
@@ -115,7 +119,9 @@ class ConvDense(nn.Module):
         self.readouts = nn.ModuleList(
             nn.Conv2d(*widths, kernel_size=1) for widths in pairwise(readouts)
         )
-        self.register_buffer("bumps", bumps(num_timesteps), persistent=False)
+        self.register_buffer("bumps", bumps(num_timesteps, log_bumps), persistent=False)
+        self.register_buffer("sizes", output_sizes(num_timesteps), persistent=False)
+        self.log_bumps = log_bumps
         self.apply(initialise)
         for parameter in self.readouts[-1].parameters():
             nn.init.zeros_(parameter)
@@ -138,7 +144,20 @@ class ConvDense(nn.Module):
             y = leaky(readout(y))
         y = rearrange(self.readouts[-1](y), "b (k j) h w -> b k j h w", j=NUM_BUMPS)
         with torch.autocast(xt.device.type, enabled=False):  # μ is not rounded to bfloat16
-            return einsum(y.float(), self.bumps[t], "b k j h w, b j -> b k h w")
+            out = einsum(y.float(), self.bumps[t], "b k j h w, b j -> b k h w")
+            return out * self.sizes[t].repeat_interleave(xt.shape[1], 1) if self.log_bumps else out
+
+
+def output_sizes(T: int) -> Tensor:
+    """How large μ and b are at each t if the network is perfect: 1/√t and √T/t, (T+1, 2, 1, 1).
+
+    With ᾱ_t = 1 - t/T and unit data, a perfect μ is 1/√t times a term of variance at most 1, the
+    best guess of (x0 - √ᾱ_t xt)/√(1-ᾱ_t). A perfect variance is β_t (1 - c/t), 0 <= c <= 1, so b is
+    -c √T/t. Between t = 2 and T these differ 22 and 500 times; without these units the weights of
+    the last layer would have to, too. Slot 0 is a copy of slot 1.
+    """
+    t = torch.arange(T + 1).clamp(min=1).float()
+    return torch.stack([t.rsqrt(), T**0.5 / t], 1)[:, :, None, None]
 
 
 def initialise(layer: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Train a DPM on MNIST: the loop below maximises the bound of Sohl-Dickstein et al. 2015."""
 
-import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from common import cli
 from common.data import from_uint8
 from common.device import autocast
 from common.ema import Ema
-from common.pictures import save_plot
+from common.pictures import read_curves, save_plot
 from common.sampling import save_samples
 from common.training import Run
 from lesson_02.dpm import DPM, L_NULL, Pair, draw_times, erasing_beta, k_minus_null, strata
@@ -113,13 +112,10 @@ def summary(bounds: dict[str, float], scaler: Scaler, channels: int) -> str:
 
 def save_bound(folder: Path, ceiling: float) -> None:
     """The bound while training, beside its ceiling, in bits per pixel."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
-    curves = {
-        f"{name} images": (steps, [float(row[f"k_minus_null_{name}"]) for row in rows])
-        for name in ("train", "test")
-    }
+    columns = {"k_minus_null_train": "training images", "k_minus_null_test": "test images"}
+    read = read_curves(folder / "metrics.csv", list(columns))
+    curves = {columns[name]: curve for name, curve in read.items()}
+    steps = read["k_minus_null_train"][0]
     curves["ceiling"] = (steps, [ceiling] * len(steps))
     title = "The bound K, above that of an isotropic Gaussian, and the highest that β_1 allows."
     label = "K - L_null, bits per pixel"

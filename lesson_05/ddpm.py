@@ -202,13 +202,19 @@ class DDPM(nn.Module):
         """L_simple: the mean squared error of the predicted noise [Ho20 Eq. 14].
 
         (B,), the mean over each image's values: about 1 for a network that predicts 0.
-        For the objective "vlb": T times the bound's term at t, which estimates the sum over t.
         """
+        if (self.prediction, self.objective) != ("eps", "simple"):
+            return self.other_loss(model, x0, t, eps)
+        eps_hat = model(self.q_sample(x0, t, eps), t)
+        return ((eps - eps_hat) ** 2).flatten(1).mean(1)
+
+    def other_loss(self, model: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The mean squared error of another prediction, or T times the term of the bound at t,
+        which estimates the sum over t, (B,) [Ho20 Table 2]."""
         if self.objective == "vlb":
             return self.num_timesteps * self.vlb_term(model, x0, t, eps)
         xt = self.q_sample(x0, t, eps)
-        mean = self.q_posterior(x0, xt, t).mean
-        target = {"eps": eps, "x0": x0, "mean": mean}[self.prediction]
+        target = x0 if self.prediction == "x0" else self.q_posterior(x0, xt, t).mean
         return ((target - model(xt, t)) ** 2).flatten(1).mean(1)
 
     @torch.no_grad()

@@ -2,9 +2,10 @@
 
 import { Controls, onClick } from "./controls.js";
 import { Lines } from "./lines.js";
-import { formula, number, operand } from "./mathematics.js";
+import { formula } from "./mathematics.js";
 import { Picture, drawSchedule, element, markTime } from "./pictures.js";
 import { ddimTimesteps } from "./samplers.js";
+import { command, describe } from "./steps.js";
 
 const STRIP = 10; // small pictures
 const MILLISECONDS = { lines: 1200, normal: 200, fast: 50 }; // a line, or a step
@@ -18,11 +19,10 @@ export class DenoisePanel {
     this.steps = []; // what the sampler computed so far
     this.wanted = 1; // the place on the way that is shown, from 0 to 1
     this.line = 0; // the line that is being executed
-    this.pixel = { row: 14, column: 14 };
     this.lines = new Lines(this.find("lines"));
     this.now = new Lines(this.find("now"));
+    this.pixel = new Pixel(this.find("pixel"), () => this.show());
     this.makePictures();
-    this.makePixelFields();
     this.find("all-lines").open = matchMedia("(min-width: 960px)").matches;
     this.controls = new Controls(panel.querySelector("form"), () => this.start());
     onClick(panel, {
@@ -49,7 +49,7 @@ export class DenoisePanel {
       const picture = new Picture(this.find("pictures"), caption, text);
       picture.cross = element("div", { className: "cross", hidden: true });
       picture.frame.append(picture.cross);
-      picture.frame.addEventListener("pointerdown", (event) => this.pick(event, picture.frame));
+      picture.frame.addEventListener("pointerdown", (event) => this.pixel.pick(event));
       return picture;
     });
     this.strip = Array.from({ length: STRIP }, (_, i) => {
@@ -62,30 +62,6 @@ export class DenoisePanel {
       this.find("strip").append(button);
       return Object.assign(picture, { button });
     });
-  }
-
-  makePixelFields() {
-    const field = (name) => `<label for="pixel-${name}">${name}</label>
-      <input id="pixel-${name}" type="number" min="0" max="27" value="14" inputmode="numeric">`;
-    const box = this.find("pixel");
-    box.className = "pixel";
-    box.innerHTML = `${field("row")} ${field("column")} <span class="hint">or point at a picture</span>`;
-    box.addEventListener("input", ({ target }) => {
-      const value = Math.min(Math.max(Math.floor(Number(target.value)), 0), 27);
-      this.pixel[target.id.replace("pixel-", "")] = value;
-      this.show();
-    });
-  }
-
-  pick(event, frame) {
-    const box = frame.getBoundingClientRect();
-    const cell = (part) => Math.min(Math.max(Math.floor(part * WIDTH_OF_IMAGE), 0), 27);
-    this.pixel.row = cell((event.clientY - box.top) / box.height);
-    this.pixel.column = cell((event.clientX - box.left) / box.width);
-    for (const name of ["row", "column"]) {
-      this.panel.querySelector(`#pixel-${name}`).value = this.pixel[name];
-    }
-    this.show();
   }
 
   /** The panel comes into view. */
@@ -112,7 +88,8 @@ export class DenoisePanel {
       signal: `<b>share of the image</b> ${formula("√{ᾱ_t}")}`,
       noise: `<b>share of the noise</b> ${formula("√{1-ᾱ_t}")}`,
     });
-    this.find("command").textContent = this.command();
+    this.find("command").textContent = command(this.options);
+    this.showStrip();
     const done = await this.engine.run("denoise", this.options, (step) => {
       this.steps.push(step);
       this.showSoon();
@@ -220,7 +197,8 @@ export class DenoisePanel {
   show() {
     const step = this.steps[this.position];
     if (!step) return;
-    const lines = this.describe(step);
+    const { row, column } = this.pixel;
+    const lines = describe(step, this.options, row * WIDTH_OF_IMAGE + column);
     this.count = lines.length;
     const active = Math.min(this.line, lines.length - 1);
     this.lines.show(lines, active);
@@ -266,78 +244,6 @@ export class DenoisePanel {
     });
   }
 
-  /** The lines of one step, with the numbers of the chosen pixel. */
-  describe(step) {
-    const i = this.pixel.row * WIDTH_OF_IMAGE + this.pixel.column;
-    const of = (values) => number(values[i]);
-    const { estimate, t, alphaT, alphaS, sigma } = step;
-    const [signal, noise] = [Math.sqrt(alphaT), Math.sqrt(1 - alphaT)];
-    const asked = this.options.label === null || this.options.guidance === 0 ? "∅" : "c";
-    const lines = [this.describeEstimate(estimate, i, asked, t)];
-    lines.push({
-      id: "x0",
-      math: "x̂_0=\\frac{x_t-√{1-ᾱ_t} ε̂}{√{ᾱ_t}}",
-      key: "Song21 Eq. 9",
-      numbers: `(${of(step.xt)} − ${number(noise)} · ${operand(estimate.eps[i])}) / ${number(signal)}
-        = ${of(step.raw)}`,
-      mirror: "x0",
-    });
-    if (this.options.clip) {
-      lines.push({
-        id: "clip",
-        math: "x̂_0<clip(x̂_0),  ε̂<\\frac{x_t-√{ᾱ_t} x̂_0}{√{1-ᾱ_t}}",
-        numbers: `${formula("x̂_0")} = ${of(step.x0)}, ${formula("ε̂")} = (${of(step.xt)} −
-          ${number(signal)} · ${operand(step.x0[i])}) / ${number(noise)} = ${of(step.eps)}`,
-        mirror: "clip",
-      });
-    }
-    lines.push({
-      id: "sigma",
-      math: "σ=η√{(1-ᾱ_s)/(1-ᾱ_t)}√{1-ᾱ_t/ᾱ_s}",
-      key: "Song21 Eq. 16",
-      numbers: `${number(this.options.eta)} · √(${number(1 - alphaS)} / ${number(1 - alphaT)}) ·
-        √(1 − ${number(alphaT)} / ${number(alphaS)}) = ${number(sigma)}`,
-      mirror: "sigma",
-    });
-    lines.push(describeStep(step, i));
-    return lines;
-  }
-
-  describeEstimate(estimate, i, asked, t) {
-    const s = this.options.guidance;
-    if (!estimate.cond) {
-      return {
-        id: "eps",
-        math: `ε̂=ε̂(x_t, t, ${asked})`,
-        key: "the network",
-        numbers: `at t = ${t}: ${number(estimate.eps[i])}`,
-        mirror: "cond",
-      };
-    }
-    return {
-      id: "eps",
-      math: "ε̂=ε̂(x_t, t, ∅)+s (ε̂(x_t, t, c)-ε̂(x_t, t, ∅))",
-      key: "HoSalimans22 Eq. 6",
-      numbers: `at t = ${t}: ${number(estimate.null[i])} + ${s} (${number(estimate.cond[i])} −
-        ${operand(estimate.null[i])}) = ${number(estimate.eps[i])}`,
-      mirror: "guided",
-    };
-  }
-
-  /** The command that draws the same digit. */
-  command() {
-    const { label, guidance, steps, eta, spacing, clip, seed } = this.options;
-    const asked = label === null ? "" : ` --prompts ${label} --guidance ${guidance}`;
-    const folder = label === null ? "unconditional" : "conditional";
-    return (
-      "python lesson_06/sample_ddim.py" +
-      " --model_checkpoint lesson_05/class_conditional/pretrained/mnist.safetensors" +
-      `${asked} --num_steps ${steps} --eta ${eta} --spacing ${spacing} --clip_x0 ${clip}` +
-      ` --seed ${seed} --num_samples 1 --device cpu --precision float32` +
-      `\n# the picture is lesson_06/output/${folder}.png`
-    );
-  }
-
   async copy() {
     const text = this.find("command").textContent;
     try {
@@ -350,16 +256,31 @@ export class DenoisePanel {
   }
 }
 
-/** Equation 12 with the numbers of pixel i. */
-export function describeStep(step, i) {
-  const { sigma, epsCoef, alphaS, z } = step;
-  const fresh = z === null ? "" : ` + ${number(sigma)} · ${operand(z[i])}`;
-  return {
-    id: "step",
-    math: `x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s-σ^2} ε̂${z === null ? "" : "+σ z"}`,
-    key: "Song21 Eq. 12",
-    numbers: `${number(Math.sqrt(alphaS))} · ${operand(step.x0[i])} + ${number(epsCoef)} ·
-      ${operand(step.eps[i])}${fresh} = ${number(step.xs[i])}`,
-    mirror: z === null ? "mean" : "noise",
-  };
+/** The pixel whose numbers are shown: two fields, or a point in a picture. */
+class Pixel {
+  constructor(box, changed) {
+    Object.assign(this, { box, changed, row: 14, column: 14 });
+    const field = (name) => `<label for="pixel-${name}">${name}</label>
+      <input id="pixel-${name}" type="number" min="0" max="27" value="14" inputmode="numeric">`;
+    box.className = "pixel";
+    box.innerHTML = `${field("row")} ${field("column")}
+      <span class="hint">or point at a picture</span>`;
+    box.addEventListener("input", ({ target }) => {
+      this[target.id.replace("pixel-", "")] = inside(Number(target.value));
+      changed();
+    });
+  }
+
+  /** The pixel under the pointer in a frame. */
+  pick({ currentTarget, clientX, clientY }) {
+    const { left, top, width, height } = currentTarget.getBoundingClientRect();
+    this.row = inside(((clientY - top) / height) * WIDTH_OF_IMAGE);
+    this.column = inside(((clientX - left) / width) * WIDTH_OF_IMAGE);
+    for (const name of ["row", "column"]) {
+      this.box.querySelector(`#pixel-${name}`).value = this[name];
+    }
+    this.changed();
+  }
 }
+
+const inside = (value) => Math.min(Math.max(Math.floor(value), 0), WIDTH_OF_IMAGE - 1);

@@ -111,10 +111,8 @@ function convolution(inPixel) {
     ${pixels((j) => `local.get weights local.set sum${j}`)}
     local.get from local.set start
     local.get runs local.set run
-    ${repeat("run", `
-      local.get start local.tee p local.get length i32.add local.set end
-      ${products}
-      ${add("start", "local.get runStep")}`)}
+    ${repeat("run", `local.get start local.tee p local.get length i32.add local.set end
+      ${products} ${add("start", "local.get runStep")}`)}
     local.get to local.set p
     ${pixels((j) => `
       local.get p local.get sum${j} v128.store 0

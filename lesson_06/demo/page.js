@@ -43,6 +43,24 @@ function timed(done) {
   );
 }
 
+/** A click opens a tab's panel; the arrows go from tab to tab. */
+function listen(tabs, open) {
+  for (const [i, tab] of tabs.entries()) {
+    tab.addEventListener("click", () => {
+      const name = tab.getAttribute("aria-controls");
+      history.replaceState(null, "", `#show=${name}`);
+      open(name);
+    });
+    tab.addEventListener("keydown", ({ key }) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
+      if (!by) return;
+      const next = tabs[(i + by + tabs.length) % tabs.length];
+      next.focus();
+      next.click();
+    });
+  }
+}
+
 function start() {
   const context = {
     engine: new Engine(text, (message) =>
@@ -70,19 +88,7 @@ function start() {
     panels.get(name).open();
   }
 
-  for (const [i, tab] of tabs.entries()) {
-    tab.addEventListener("click", () => {
-      history.replaceState(null, "", `#show=${tab.getAttribute("aria-controls")}`);
-      open(tab.getAttribute("aria-controls"));
-    });
-    tab.addEventListener("keydown", ({ key }) => {
-      const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
-      if (!by) return;
-      const next = tabs[(i + by + tabs.length) % tabs.length];
-      next.focus();
-      next.click();
-    });
-  }
+  listen(tabs, open);
   const wanted = location.hash.replace("#show=", ""); // not an id, so that nothing scrolls
   open(wanted in PANELS ? wanted : "denoise");
 }

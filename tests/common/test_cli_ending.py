@@ -2,12 +2,16 @@
 
 import importlib
 import io
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, error_line
+from tqdm import tqdm
 
 from common import cli
 from common.errors import UserError
@@ -39,6 +43,33 @@ def test_errors_name_the_torchrun_process(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.run(failing, [])
     assert capsys.readouterr().err == "process 2: error: é no\n"
+
+
+def talking(folder: str) -> None:
+    """Print all along.
+
+    Args:
+        folder: for the result.
+    """
+    for _ in tqdm(range(3)):
+        print("η" * 9000)
+        tqdm.write("η", file=sys.stderr)
+    (Path(folder) / "result").touch()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("closing", ["", ">&-", "2>&-", ">&- 2>&-", "> /dev/full", "2> /dev/full"])
+def test_no_output_can_end_a_run(closing, tmp_path):
+    """As a shell closes the streams, or with a full disk, and with few letters."""
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'common')!r}]\n"
+    code += "import test_cli_ending as test; from common import cli\n"
+    code += f"cli.run(test.talking, ['--folder', {str(tmp_path)!r}])"
+    words = shlex.join([sys.executable, "-c", code])
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONIOENCODING": "cp1251"}
+    done = subprocess.run(f"{words} {closing}", shell=True, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert (tmp_path / "result").exists()
+    assert (tmp_path / "result").read_bytes() == b""
 
 
 @pytest.mark.parametrize("kind", ["none", "ascii", "closed", "full"])

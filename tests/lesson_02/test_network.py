@@ -8,7 +8,7 @@ from helpers_02 import NETWORK
 
 from common.errors import UserError
 from lesson_02.dpm import DPM, bumps, erasing_beta
-from lesson_02.network import ConvDense, MultiScaleConv, initialise
+from lesson_02.network import ConvDense, MultiScaleConv, initialise, output_sizes
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,6 +46,34 @@ def test_each_coefficient_is_weighted_by_its_bump():
         out = network(torch.randn(4, 2, 28, 28), t)
     expected = bumps(40)[t] @ bias.T
     assert torch.allclose(out, expected[:, :, None, None].expand_as(out), atol=1e-5)
+
+
+def test_log_bumps_change_what_the_last_layer_is_multiplied_by_and_no_parameter():
+    network = ConvDense(2, 28, 40, **NETWORK, log_bumps=True)
+    assert network.state_dict().keys() == ConvDense(2, 28, 40, **NETWORK).state_dict().keys()
+    bias = torch.randn(4, 10)
+    network.readouts[-1].bias.data.copy_(bias.flatten())
+    t = torch.tensor([1, 2, 17, 40])
+    with torch.no_grad():
+        out = network(torch.randn(4, 2, 28, 28), t)
+    mu, b = (bumps(40, log_bumps=True)[t] @ bias.T).chunk(2, dim=1)
+    expected = torch.cat([mu / t[:, None] ** 0.5, b * 40**0.5 / t[:, None]], 1)
+    assert torch.allclose(out, expected[:, :, None, None].expand_as(out), atol=1e-5)
+
+
+def test_the_units_of_the_outputs_are_what_a_perfect_network_answers_for_known_data():
+    """If x0 is known, p is the posterior: its μ has the size of the unit, and b is minus its unit,
+    except near T, where β_t is no longer small."""
+    process, t = DPM(erasing_beta(1000)), torch.tensor([2, 3, 10, 100, 500, 900])
+    r, x0, eps = process.rates(), *torch.randn(2, 6, 1, 100, 100)
+    xt = process.q_sample(x0, t, eps)
+    q = process.q_posterior(x0, xt, t)
+    mu = (q.mean - r.decay[t] * xt) / r.spread[t]
+    b = 1000**0.5 * (q.log_var.exp().logit() - r.log_odds[t])
+    sizes = output_sizes(1000)[t]
+    ratio = mu.square().mean((1, 2, 3)).sqrt() / sizes[:, 0, 0, 0]
+    assert torch.allclose(ratio, torch.ones(6), atol=0.2)
+    assert torch.allclose(-b.mean((1, 2, 3)) / sizes[:, 1, 0, 0], torch.ones(6), atol=0.25)
 
 
 def test_features_keep_their_size_from_layer_to_layer():

@@ -38,6 +38,26 @@ def test_bumps_sum_to_one_at_every_t(T):
         assert g[1, 0] > 0.85
 
 
+def test_log_bumps_are_even_in_log_t_and_t_together():
+    T = 1000
+    g, place = (
+        bumps(T, log_bumps=True),
+        [math.log(t) / math.log(T) + t / T for t in range(1, T + 1)],
+    )
+    assert torch.allclose(g.sum(1), torch.ones(T + 1))
+    step = (place[-1] - place[0]) / 9
+    for t in (1, 2, 20, 400, 1000):
+        distance = [(place[t - 1] - place[0]) / step - j for j in range(10)]
+        weight = torch.tensor([math.exp(-2 * d**2) for d in distance])
+        assert torch.allclose(g[t], weight / weight.sum(), atol=1e-6)
+    assert g[:200].argmax(1).unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_bumps_need_two_times():
+    with pytest.raises(UserError, match="num_timesteps is 1: it must be at least 2"):
+        bumps(1)
+
+
 def test_q_sample_equals_the_forward_steps_one_by_one():
     process = DPM(erasing_beta(50))
     signal_rate, var = 1.0, 0.0

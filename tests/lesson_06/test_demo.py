@@ -72,7 +72,7 @@ def test_the_lines_of_python_are_where_the_page_says():
         assert line.strip() == mirror["code"], name
 
 
-@pytest.mark.parametrize("panel", ["denoise", "digit", "between", "breaking", "losses"])
+@pytest.mark.parametrize("panel", ["steps", "digit", "between", "breaking", "losses"])
 def test_every_panel_names_lines_of_python(panel):
     named = re.findall(r'(?:mirror|gone): (?:[^"\n]*\? )?"(\w+)"', SOURCES[f"{panel}.js"])
     assert len(named) >= 2

@@ -7,6 +7,7 @@ from helpers import ROOT
 
 from common import export, import_weights, lessons
 from common.checkpoint import Checkpoint, save
+from common.errors import UserError
 from lesson_05 import published as five
 from lesson_06.ddim import ddim_sample
 from lesson_09 import published as nine
@@ -85,6 +86,14 @@ def test_heads_keep_their_rows(scale_shift_norm, tmp_path):
         expected = model(xt, t)[:, :3]
         error = (network(xt, t - 1).sample - expected).abs().max()
     assert error < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("prediction", "theirs"), [("eps", "epsilon"), ("x0", "sample")])
+def test_diffusers_is_told_what_the_network_predicts(prediction, theirs):
+    config = {"num_timesteps": 1000, "variance": "beta", "prediction": prediction}
+    assert export.scheduler_config(config)["prediction_type"] == theirs
+    with pytest.raises(UserError, match="predict the mean"):
+        export.scheduler_config({**config, "prediction": "mean"})
 
 
 REFUSED = {

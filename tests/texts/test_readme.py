@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT
@@ -116,16 +117,35 @@ def test_checks_of_the_exercises_run(readme, capsys):
             assert capsys.readouterr().out.strip(), f"prints nothing: {line}"
 
 
-def test_python_of_the_readme_runs(monkeypatch, capsys):
-    """A shipped checkpoint opens with the safetensors library alone."""
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for block in blocks:
-        names: dict[str, object] = {}
-        exec(compile(block, "README.md", "exec"), names)
-    weights = names["weights"]
-    assert sum(tensor.numel() for tensor in weights.values()) == 686_769
-    assert '"lesson": "lesson_05"' in capsys.readouterr().out
+PYTHON = [
+    (readme, block)
+    for readme in READMES
+    for block in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("readme", "block"), PYTHON)
+def test_python_of_the_readmes_runs(readme, block, monkeypatch, tmp_path):
+    """In the root, or beside a checkpoint that is named without a folder. Images are as their
+    comment says, and finite."""
+    folder = readme.parent if readme.parent.name == "pretrained" else ROOT
+    for source in ("lesson_02", "lesson_05", "lesson_06", "lesson_09"):
+        if folder == ROOT:
+            (tmp_path / source).symlink_to(ROOT / source)
+    monkeypatch.chdir(tmp_path if folder == ROOT else folder)
+    names: dict[str, Any] = {}
+    exec(compile(block, str(readme), "exec"), names)
+    for name in {"images", "samples", "noise", "x0"} & names.keys():
+        assert names[name].isfinite().all(), name
+        shape = re.search(rf"{name}.*  # .*\((\d+, \d+, \d+, \d+)\)", block)
+        assert shape is None or shape[1] == str(tuple(names[name].shape))[1:-1]
+    if "safe_open" in block:
+        assert "ema.conv_in.weight" in names["weights"]
+
+
+def test_lessons_show_their_use_from_python():
+    with_python = {str(readme.parent.relative_to(ROOT)) for readme, _ in PYTHON}
+    assert with_python >= {".", "lesson_02", "lesson_05", "lesson_06", "lesson_09"}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=NAMES)
