@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps stress environments clean
+.PHONY: train test check ablation scoreboard bench before quality-race figures notebooks maps attempts stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -39,6 +39,10 @@ notebooks: .venv/tested  ## run every notebook and keep its pictures
 
 maps: .venv/tested  ## correct the line numbers in the READMEs' equation maps, and check them
 	$(BIN)/python -m tests.maps --fix
+
+attempts: .venv/tested  ## every bad value for every numeric flag, every wrong kind in a checkpoint
+	$(BIN)/python tests/attempts.py flags
+	$(BIN)/python tests/attempts.py fields
 
 stress: .venv/tested  ## kills, full disks, damaged files, long runs: hours, on an idle machine
 	$(BIN)/python tests/stress.py kills --count 200
