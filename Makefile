@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check ablation trials scoreboard bench before quality-race figures notebooks maps demo demo-test published stress environments clean
+.PHONY: train test check ablation trials scoreboard bench before quality-race figures notebooks maps demo demo-test published attempts stress environments clean
 
 train: .venv/installed  ## train lesson 5 with the preset that fits the hardware
 	$(BIN)/python lesson_05/train_mnist.py
@@ -52,6 +52,10 @@ demo: .venv/installed  ## build the page that denoises digits in the browser, on
 
 demo-test: .venv/tested  ## compare the page with PyTorch (needs node), and test it in a browser
 	$(BIN)/python -m tests.demo.check
+
+attempts: .venv/tested  ## every bad value for every numeric flag, every wrong kind in a checkpoint
+	$(BIN)/python tests/attempts.py flags
+	$(BIN)/python tests/attempts.py fields
 
 stress: .venv/tested  ## kills, full disks, damaged files, long runs: hours, on an idle machine
 	$(BIN)/python tests/stress.py kills --count 200

@@ -119,6 +119,8 @@ def attempt(call: Callable[[], object], folder: Path) -> Outcome:
     except TooLong:
         what = f"fault: more than {SECONDS} s"
     except SystemExit as end:
+        if end.code in (129, 130, 143):  # the attempts themselves are stopped
+            raise
         lines = [text for text in err.getvalue().splitlines() if text.strip()]
         line = lines[-1] if lines else ""
         clear = end.code == 2 and line.startswith("error: ") and line.isprintable()
@@ -205,6 +207,7 @@ def flags(share: float, seed: int, folder: Path) -> dict[str, list[Fault]]:
             counts["bad values, " + kind if must else "values at the edge, " + kind] += 1
             if kind == "fault":
                 faults.append(Fault(f"{script.name} --{flag}={value:.30}", outcome.what))
+                print(*faults[-1], sep=": ", flush=True)
         print(f"{script.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return report("flags", counts, faults)
 
@@ -275,12 +278,11 @@ def try_field(good: Any, path: tuple, value: Any, folder: Path) -> Outcome:
 
 
 def shipped() -> list[Any]:
-    """The shipped checkpoints, each cut to a network of its kind that is quickly read."""
+    """The shipped checkpoints."""
     from common import checkpoint
-    from common.lessons import LESSONS
 
     paths = sorted(ROOT.glob("lesson_*/**/pretrained/*.safetensors"))
-    return [replace(checkpoint.load(path), source="") for path in paths if LESSONS]
+    return [replace(checkpoint.load(path), source="") for path in paths]
 
 
 def fields(share: float, seed: int, folder: Path) -> dict[str, list[Fault]]:
@@ -300,6 +302,7 @@ def fields(share: float, seed: int, folder: Path) -> dict[str, list[Fault]]:
                 if kind == "fault":
                     name = ".".join(map(str, path))
                     faults.append(Fault(f"{good.lesson}: {name} = {value!r:.30}", outcome.what))
+                    print(*faults[-1], sep=": ", flush=True)
         print(f"{good.lesson}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return report("fields", counts, faults)
 
@@ -322,8 +325,6 @@ def main() -> None:
         os.chdir(folder)
         run = {"flags": flags, "fields": fields}[words.what]
         result = run(words.share, words.seed, Path(folder))
-    for fault in result["faults"]:
-        print(f"{fault.attempt}: {fault.what}")
     sys.exit(bool(result["faults"]))
 
 

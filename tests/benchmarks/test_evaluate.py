@@ -170,6 +170,17 @@ def test_bad_flags_give_one_line(lesson, flags, message, checkpoints, tmp_path, 
     assert not (tmp_path / "result.json").exists()
 
 
+def test_numbers_are_refused_before_anything_is_read(tmp_path, capsys):
+    """Not after a minute of work: the checkpoint does not even exist."""
+    none = str(tmp_path / "none.safetensors")
+    for flags, reason in [
+        (["--num_samples", "16"], "num_samples is 16: it must be at least 65"),
+        (["--num_images", "1"], "num_images is 1"),
+        (["--num_terms", "1"], "num_terms is 1"),
+    ]:
+        assert reason in error_line(capsys, evaluate.main, "--model_checkpoint", none, *flags)
+
+
 def test_other_files_give_one_line(checkpoints, tmp_path, capsys):
     content = checkpoint.load(checkpoints["lesson_05"])
     path = tmp_path / "other.safetensors"

@@ -25,12 +25,15 @@ def failing(error: str = "user") -> None:
     """
     if error == "interrupt":
         raise KeyboardInterrupt
+    if error == "memory":
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     raise {"user": UserError("é\nno"), "file": FileNotFoundError(2, "Not found", "x.png")}[error]
 
 
 def test_errors_have_one_line_and_an_exit_code(capsys, monkeypatch):
     assert error_line(capsys, failing) == "error: é no"
     assert error_line(capsys, failing, "--error", "file") == "error: [Errno 2] Not found: 'x.png'"
+    assert "error: out of memory: try" in error_line(capsys, failing, "--error", "memory")
     with pytest.raises(SystemExit) as stopped:
         cli.run(failing, ["--error", "interrupt"])
     line = "stopped: the same command starts again\n"

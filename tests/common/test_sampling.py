@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from common.data import to_uint8
-from common.device import autocast, forked_rng, random_states
+from common.device import autocast, forked_rng, pick_device, random_states
+from common.errors import UserError
 from common.options import SamplingOptions
 from common.pictures import save_curves, save_plot, save_rows
 from common.sampling import Samples, draw_samples, save_samples
@@ -119,10 +120,10 @@ def test_the_variance_can_be_chosen_when_sampling(trained):
 def test_random_numbers_continue_after_a_fork():
     torch.manual_seed(3)
     states = random_states(CPU)
-    with forked_rng(CPU, seed=5):
+    with forked_rng(CPU, 5):
         first = torch.rand(4)
     assert same(random_states(CPU), states)
-    with contextlib.suppress(RuntimeError), forked_rng(CPU, seed=5):
+    with contextlib.suppress(RuntimeError), forked_rng(CPU, 5):
         assert torch.equal(torch.rand(4), first)
         raise RuntimeError
     assert same(random_states(CPU), states)
@@ -152,6 +153,21 @@ def test_columns_of_the_log_become_curves(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss,other\n1,0.5,\n2,0.25,3\n")
     save_curves(tmp_path / "curves.png", tmp_path / "metrics.csv", ["loss", "other"], "title")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_samples_that_are_not_finite_are_refused():
+    """They would be drawn black."""
+    with pytest.raises(UserError, match="not finite"):
+        draw_samples(lambda x_T: iter([(0, x_T / 0)]), 2, (1, 4, 4), 1, CPU)
+
+
+def test_float32_on_cuda_is_not_tf32(monkeypatch):
+    """As far as a machine without CUDA can tell."""
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pick_device("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_step_reuses_the_memory_of_the_one_before():

@@ -1,7 +1,11 @@
 """A training run: its files, its log, steps that are not finite, and little memory."""
 
 import csv
+<<<<<<< HEAD
 import sys
+=======
+import math
+>>>>>>> cb148d4cccd37399eed0abb524443aeaf1172089
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +17,9 @@ from torch import nn
 from toy import toy_run
 
 from common import checkpoint
+from common.checkpoint import saved
 from common.errors import UserError
+from common.pictures import read_curves
 from common.training import Run
 from lesson_05 import train_mnist
 from lesson_05.ddpm import DDPM
@@ -50,6 +56,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(("keep", "number"), [(1, 1), (3, 3), ("all", 5)])
 def test_more_or_fewer_checkpoints_are_kept(keep, number, tmp_path):
     fast_train(tmp_path, num_training_steps=5, checkpoint_every=1, keep_checkpoints=keep)
@@ -78,6 +85,35 @@ def test_tensorboard_that_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         fast_train(tmp_path, tensorboard=True)
+=======
+def test_weights_that_are_known_to_be_good_are_kept(tmp_path, monkeypatch):
+    """From step 3 on the loss is not finite, and every step is saved."""
+    finite = math.isfinite
+
+    def broken_from_3(value: float) -> bool:
+        return finite(value) and step[0] < 3
+
+    step = [0]
+    monkeypatch.setattr(math, "isfinite", broken_from_3)
+
+    def count(number: int) -> None:
+        step[0] = number + 1
+
+    toy_run(tmp_path, steps=7, on_step=count, checkpoint_every=1, max_bad_steps=9)
+    numbers = [path.stem[-1] for path in saved(tmp_path)]
+    assert numbers == ["1", "6", "7"]  # the loss at step 2 was that of the weights of step 1
+
+
+def test_an_edited_log_does_not_end_a_run(tmp_path):
+    def edit(run: Run) -> None:
+        run.metrics.write_text("step,loss,held_out_loss\n1,oops,1\nx,1\n2\n")
+
+    toy_run(tmp_path, on_log=edit)
+    curves = read_curves(tmp_path / "metrics.csv", ["loss", "held_out_loss", "none"])
+    assert curves["held_out_loss"][0][0] == 1
+    assert "none" in curves
+    assert read_curves(tmp_path / "missing.csv", ["loss"]) == {"loss": ([], [])}
+>>>>>>> cb148d4cccd37399eed0abb524443aeaf1172089
 
 
 def test_previews_do_not_change_the_training(tmp_path):

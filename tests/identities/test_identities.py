@@ -102,6 +102,8 @@ def test_lessons_5_and_9_have_the_same_gaussians():
         ddpm.kl(ddpm.Gaussian(*p), ddpm.Gaussian(*q)),
         iddpm.kl(iddpm.Gaussian(*p), iddpm.Gaussian(*q)),
     )
+    far = torch.linspace(-1e4, 1e4, 1001)
+    agree(ddpm.log_ndtr(far), iddpm.log_ndtr(far))
     x = images(2, 3, 4, 4)
     x[0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
     agree(

@@ -14,6 +14,7 @@ from lesson_05.ddpm import (
     discretized_log_likelihood,
     kl,
     linear_beta,
+    log_ndtr,
     preview,
     strata,
 )
@@ -164,6 +165,22 @@ def test_kl_equals_torch_distributions():
     p, q = (Gaussian(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)) for _ in range(2))
     normal = [torch.distributions.Normal(g.mean, torch.exp(0.5 * g.log_var)) for g in (p, q)]
     assert torch.allclose(kl(p, q), torch.distributions.kl_divergence(*normal), atol=1e-5)
+
+
+def test_log_ndtr_and_its_gradient_are_exact_far_out():
+    """Against float64. The gradient of log Φ is φ/Φ. Far above 0 both are nearly 0."""
+    for x, relative, absolute in [
+        (-torch.logspace(-6, 4, 4001), 1e-6, 0.0),
+        (torch.linspace(0, 12, 1001), 2e-6, 1e-7),
+    ]:
+        exact = x.double()
+        (gradient,) = torch.autograd.grad(log_ndtr(x.requires_grad_()).sum(), x)
+        log_cdf = torch.special.log_ndtr(exact)
+        ratio = torch.exp(-(exact**2) / 2 - log_cdf) / math.sqrt(2 * math.pi)
+        far = math.sqrt(2 / math.pi) / torch.special.erfcx(-exact / math.sqrt(2))
+        slope = torch.where(exact < 0, far, ratio)
+        for one, other in [(log_ndtr(x).detach(), log_cdf), (gradient, slope)]:
+            assert ((one - other).abs() <= relative * other.abs() + absolute).all()
 
 
 @pytest.mark.parametrize("log_var", [-14.0, -9.8, -4.0, 0.0])
