@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common import files
 from common.device import hardware
 from common.errors import UserError
 from common.files import ROOT, write_atomically
+
+import torch
 
 
 def environment(device: torch.device, *packages: str) -> dict[str, Any]:

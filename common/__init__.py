@@ -1,4 +1,7 @@
-"""What the lessons share. A script must run with the common/ of its own clone."""
+"""What the lessons share. A script must run with the common/ of its own clone.
+
+Importing it before torch also sets how torch's threads wait, and how many there are.
+"""
 
 import os
 import shlex
@@ -20,3 +23,25 @@ if (clone / "common" / "options.py").exists() and root not in (clone, *chosen):
         file=sys.stderr,
     )
     raise SystemExit(2)
+
+
+def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """How many CPUs a container may use at once; infinite if there is no limit."""
+    for file, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            numbers = (cgroup / file).read_text().split()
+            numbers += (cgroup / period).read_text().split() if period else []
+            quota, microseconds = map(float, numbers)
+        except (OSError, ValueError):  # "max" is no number, and means no limit
+            continue
+        if quota > 0 < microseconds:
+            return quota / microseconds
+    return float("inf")
+
+
+# OpenMP's threads wait for each other in busy loops. Beside another such process, each waits for a
+# thread that the other process keeps from running (benchmarks/README.md has figures).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if cpu_quota() < (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpu_quota()))))

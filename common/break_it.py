@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import lessons
 from common.checkpoint import Checkpoint
 from common.errors import UserError, check_at_least, check_at_most
 from common.options import CheckpointOptions
 from common.pictures import save_rows
 from common.sampling import inference, last_images
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 
 @dataclass

@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from common.errors import UserError, one_line
+from common.files import check_sha256, expand, fetch, file_sha256, is_address, replacing
+from common.network_checks import height_and_width
+
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-
-from common.errors import UserError, one_line
-from common.files import check_sha256, expand, fetch, file_sha256, is_address, replacing
-from common.network_checks import height_and_width
 
 KEY, FORMAT, MAX_HEADER = "diffusion-lessons", 2, 10_000_000
 KINDS = {"lesson": str, "config": dict, "dataset": str, "step": int, "training": dict | None}

@@ -23,9 +23,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-
 from common.checkpoint import PATHS, find_checkpoint, read_header
 from common.device import pick_device
 from common.distributed import rank
@@ -33,6 +30,9 @@ from common.errors import UserError, is_out_of_memory, one_line
 from common.files import expand
 from common.stopping import stoppable
 from common.streams import forgiving_streams
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 Main = Callable[..., None]
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?")

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from einops import rearrange, repeat
-from torch import Tensor
-
 from common import distributed, files
 from common.checkpoint import Checkpoint
 from common.errors import UserError, one_line
 from common.folder import read_folder
 from common.pixels import fit
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
 
 Dataset = Literal["auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "digits", "folder"]
 TORCHVISION = {

@@ -7,10 +7,10 @@ import platform
 from collections.abc import Iterator
 from typing import Literal
 
+from common.errors import UserError
+
 import torch
 from torch import Tensor
-
-from common.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 Precision = Literal["auto", "float32", "bfloat16"]

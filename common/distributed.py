@@ -17,14 +17,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from common.device import forked_rng, random_states
+from common.errors import UserError
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-
-from common.device import forked_rng, random_states
-from common.errors import UserError
 
 TIMEOUT = timedelta(hours=1)  # how long process 0 may sample while the others wait
 

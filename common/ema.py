@@ -2,11 +2,11 @@
 
 from typing import Any, Self
 
+from common.errors import UserError
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-
-from common.errors import UserError
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 

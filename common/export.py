@@ -15,16 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import safetensors.torch
-import torch
-from einops import rearrange
-from torch import Tensor, nn
-
 from common.errors import UserError, one_line
 from common.files import expand, make_folder, replacing, write_atomically
 from common.import_weights import their_names
 from common.lessons import load, published
 from common.network_checks import feature_map_sizes, height_and_width
+
+import safetensors.torch
+import torch
+from einops import rearrange
+from torch import Tensor, nn
 
 INDEX = {
     "_class_name": "DDIMPipeline",

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from common.errors import UserError, one_line
+
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-
-from common.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES, MAX_SECONDS = 4 * 10**9, 1800.0  # of a download

@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from common import checkpoint, distributed
 from common.checkpoint import MAX_SIZES, Checkpoint
 from common.errors import UserError, one_line
 from common.files import cached, expand, file_sha256, make_folder
 from common.pixels import read_image
+
+import numpy as np
+import torch
+from tqdm import tqdm
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 SEED = 0  # of the choice of the images that are held out

@@ -18,14 +18,14 @@ from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
-
 from common.checkpoint import Checkpoint, save, translate_errors
 from common.errors import UserError, one_line
 from common.files import MAX_BYTES, ROOT, check_sha256, expand, fetch, file_sha256, is_address
 from common.lessons import Published, published
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Shapes = dict[str, tuple[int, ...]]

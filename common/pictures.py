@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data import to_uint8
+
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-
-from common.data import to_uint8
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common.device import autocast, pick_device
 from common.errors import UserError
 from common.files import output_folder
 from common.options import PictureOptions, ScriptOptions
 from common.pictures import save_gif, save_grid, save_images, save_npz
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 BATCH_SIZE, MAX_PIXELS = 64, 64 * 32 * 32  # of a batch: 16 images of 64x64, one of 256x256
 NUM_FRAMES = 60

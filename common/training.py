@@ -10,11 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
 from common.data import Batches, Images, load_images
@@ -32,6 +27,11 @@ from common.options import TrainingOptions
 from common.pictures import grid, save_grid
 from common.stopping import Stopped, stoppable
 from common.training_state import TrainingState
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 N = TypeVar("N", bound=nn.Module)
 UNSETTLED = 10**9  # num_training_steps of a run with --minutes, until its speed is known

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from common.checkpoint import Checkpoint, check_template
 from common.device import random_states, set_random_states
 from common.ema import Ema
+
+import torch
+from torch import Tensor, nn
 
 
 class TrainingState:

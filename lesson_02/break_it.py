@@ -9,15 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.data import from_uint8, load_images_for
 from common.errors import check_at_least
 from lesson_02.dpm import DPM, Gaussian, Network, k_minus_null
 from lesson_02.sample_mnist import SHIPPED, read_mask, scaler_of
+
+import torch
+from torch import Tensor
 
 Break = Literal["no_noise", "fixed_variance", "late_evidence"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
+from common.errors import UserError, check_at_least
+from common.sampling import last_images
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from common.errors import UserError, check_at_least
-from common.sampling import last_images
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Number = TypeVar("Number", float, Tensor)

@@ -9,14 +9,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from common.errors import UserError, check_at_least
+from common.network_checks import height_and_width
+from lesson_02.dpm import NUM_BUMPS, bumps
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
-
-from common.errors import UserError, check_at_least
-from common.network_checks import height_and_width
-from lesson_02.dpm import NUM_BUMPS, bumps
 
 SLOPE = 0.05  # of the leaky ReLU below zero
 

@@ -4,11 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import cli
 from common.data import load_images_for, to_uint8
 from common.device import pick_device
@@ -17,6 +12,11 @@ from common.options import CheckpointOptions
 from common.pictures import save_npz
 from common.sampling import Shape, inference
 from lesson_02.sample_mnist import SHIPPED, draw, load, scaler_of
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 MAX_IMAGES, MAX_SAMPLES = 500, 5000  # at a time
 

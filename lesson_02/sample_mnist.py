@@ -3,10 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from common import checkpoint, cli
 from common.data import from_uint8, load_images_for
 from common.errors import UserError, check_at_least, one_line
@@ -25,6 +21,10 @@ from lesson_02.dpm import DPM, Network, Pair, erasing_beta
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 from lesson_02.scaler import Scaler
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 

@@ -3,11 +3,11 @@
 import math
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from common.errors import UserError
 from lesson_02.dpm import Number
+
+import torch
+from torch import Tensor
 
 
 class Scaler(NamedTuple):

@@ -5,11 +5,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from einops import einsum, rearrange
-from torch import Tensor, nn
-from tqdm import trange
-
 from common import cli
 from common.device import Precision, autocast, pick_device
 from common.errors import UserError, check_above, check_at_least
@@ -17,6 +12,11 @@ from common.files import output_folder
 from common.options import ScriptOptions
 from common.pictures import new_figure
 from lesson_02.dpm import DPM, L_NULL, draw_times, strata
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from tqdm import trange
 
 TURNS = (1.5 * math.pi, 4.5 * math.pi)  # the angle along the roll, which is its radius as well
 

@@ -5,10 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from common import cli
 from common.data import from_uint8
 from common.device import autocast
@@ -21,6 +17,10 @@ from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 from lesson_02.sample_mnist import draw, save_forward
 from lesson_02.scaler import Scaler
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 
 def main(options: DPMOptions, network: dict[str, Any]) -> None:

@@ -9,10 +9,6 @@ from copy import deepcopy
 from functools import cache, partial
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from tqdm import trange
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.data import Batches, Images, load_images_for, to_uint8
@@ -22,6 +18,10 @@ from common.errors import check_at_least
 from lesson_05.ddpm import DDPM, Network, linear_beta, preview
 from lesson_05.sample_mnist import SHIPPED
 from lesson_05.train_mnist import held_out_loss
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
 
 Break = Literal["noise_at_1", "no_clipping", "no_ema", "dropout_on"]
 

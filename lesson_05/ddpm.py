@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
+from common.errors import UserError
+
 import torch
 from torch import Tensor, nn
-
-from common.errors import UserError
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Variance = Literal["beta", "beta_tilde"]

@@ -7,10 +7,10 @@ estimate of the noise can then be moved away from the unconditional one.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from common.errors import UserError, check_at_least
+
 import torch
 from torch import Tensor
-
-from common.errors import UserError, check_at_least
 
 V = TypeVar("V")
 

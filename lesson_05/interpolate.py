@@ -3,10 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import cli
 from common.data import from_uint8, load_images_for
 from common.errors import UserError
@@ -15,6 +11,10 @@ from common.pictures import save_grid
 from common.sampling import check_finite, inference, last_images
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.sample_mnist import SHIPPED, load
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 
 @dataclass

@@ -3,9 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from common import checkpoint, cli
 from common.data import from_uint8
 from common.options import SamplingOptions
@@ -14,6 +11,9 @@ from common.sampling import draw_samples, inference, save_samples
 from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.options import DDPMOptions
 from lesson_05.unet import UNet
+
+import torch
+from torch import Tensor
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 

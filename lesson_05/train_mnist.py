@@ -4,10 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
@@ -18,6 +14,10 @@ from lesson_05.ddpm import DDPM, Network, linear_beta, preview
 from lesson_05.options import DDPMOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.unet import UNet
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 
 def main(options: DDPMOptions, network: dict[str, Any]) -> None:

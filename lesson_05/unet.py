@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from common.network_checks import check_unet, feature_map_sizes
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-from common.network_checks import check_unet, feature_map_sizes
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

@@ -9,9 +9,6 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.errors import check_at_least
@@ -19,6 +16,9 @@ from lesson_05.ddpm import Network
 from lesson_05.text_to_image.text import tokenize
 from lesson_06.ddim import ddim_sample, ddim_timesteps, slerp
 from lesson_06.sample_ddim import SHIPPED
+
+import torch
+from torch import Tensor, nn
 
 Break = Literal["dropout_on", "number_for_time", "straight_line"]
 

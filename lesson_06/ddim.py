@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor
-
 from common.errors import UserError
 from common.sampling import last_images
 from lesson_05.ddpm import DDPM, Network
+
+import torch
+from torch import Tensor
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
 MIN_SIGNAL = 0.002  # √ᾱ of the first time below which x̂0 is clipped unless the caller decides

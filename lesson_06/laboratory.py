@@ -5,10 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import cli, lessons
 from common.checkpoint import Checkpoint
 from common.data import from_uint8, load_images_for
@@ -27,6 +23,10 @@ from lesson_06.ddim import (
     slerp,
 )
 from lesson_06.sample_ddim import SHIPPED, SamplePlan, check_prompts, plan_samples
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 Figure = Literal["eta", "consistency", "interpolation", "reconstruction"]
 DEFAULT_STEPS: dict[Figure, list[int]] = {

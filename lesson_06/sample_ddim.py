@@ -6,9 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from common import cli, lessons
 from common.errors import UserError, check_at_least
 from common.options import SamplingOptions
@@ -21,6 +18,9 @@ from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
 from lesson_05.text_to_image.text import tokenize
 from lesson_06.ddim import Spacing, check_eta, ddim_timesteps, ddim_trajectory
+
+import torch
+from torch import Tensor
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "text_to_image.safetensors")
 

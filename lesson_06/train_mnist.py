@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from common import cli
 from lesson_05.ddpm import DDPM, Network
 from lesson_05.options import TextToImageOptions
@@ -21,6 +19,8 @@ from lesson_05.text_to_image import train_mnist
 from lesson_05.text_to_image.text import TextEncoder
 from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample, ddim_timesteps, ddim_trajectory
+
+from torch import Tensor
 
 
 @dataclass

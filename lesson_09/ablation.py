@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from common import cli
 from common.checkpoint import read_header, saved
 from common.data import Images, from_uint8, load_images, to_uint8
@@ -23,6 +20,9 @@ from lesson_09 import quality, train_mnist
 from lesson_09.evaluate import bound, summary
 from lesson_09.sample_mnist import load
 from lesson_09.unet import UNet
+
+import torch
+from torch import Tensor
 
 ROWS = (
     "linear_simple",

@@ -10,10 +10,6 @@ from copy import deepcopy
 from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-from tqdm import trange
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.data import Batches, Images, from_uint8, load_images_for
@@ -24,6 +20,10 @@ from common.pictures import save_plot
 from lesson_09.iddpm import Gaussian, ImprovedDDPM
 from lesson_09.sample_mnist import SHIPPED, load
 from lesson_09.unet import UNet
+
+import torch
+from torch import Tensor
+from tqdm import trange
 
 Break = Literal["raw_log_variance", "no_clipping", "number_for_time", "lambda_over_T"]
 

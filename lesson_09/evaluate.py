@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import cli
 from common.data import from_uint8, load_images_for
 from common.errors import check_at_least
@@ -26,6 +22,10 @@ from lesson_09.iddpm import (
     strata,
 )
 from lesson_09.sample_mnist import SHIPPED, load
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 
 def main(

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
+from common.errors import UserError
+
 import torch
 from torch import Tensor, nn
-
-from common.errors import UserError
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Variance = Literal["learned", "beta", "beta_tilde"]

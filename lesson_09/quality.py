@@ -8,12 +8,12 @@ the models of one table. It is not an FID and cannot be compared with published 
 import math
 from collections.abc import Sequence
 
+from common.data import Batches, Images, from_uint8
+from common.device import forked_rng
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from common.data import Batches, Images, from_uint8
-from common.device import forked_rng
 
 
 class Classifier(nn.Module):

@@ -3,9 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from common import checkpoint, cli
 from common.data import from_uint8
 from common.errors import UserError
@@ -15,6 +12,9 @@ from common.sampling import draw_samples, inference, save_samples
 from lesson_09.iddpm import ImprovedDDPM, Variance, named_beta
 from lesson_09.options import IDDPMOptions
 from lesson_09.unet import UNet
+
+import torch
+from torch import Tensor
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 

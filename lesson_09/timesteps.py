@@ -11,10 +11,10 @@ methods, so the training script treats them alike.
 
 from typing import Literal
 
+from common.errors import UserError
+
 import torch
 from torch import Tensor, nn
-
-from common.errors import UserError
 
 TimestepSampler = Literal["uniform", "loss_aware"]
 

@@ -4,10 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from common import cli
 from common.data import from_uint8
 from common.ema import Ema
@@ -19,6 +15,10 @@ from lesson_09.options import IDDPMOptions
 from lesson_09.sample_mnist import save_forward
 from lesson_09.timesteps import named_sampler
 from lesson_09.unet import UNet
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 
 def main(options: IDDPMOptions, network: dict[str, Any]) -> None:

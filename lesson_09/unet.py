@@ -9,12 +9,12 @@ authors' CIFAR-10 network, layer for layer [Nichol21 Appendix A].
 import math
 from collections.abc import Sequence
 
+from common.network_checks import check_unet, feature_map_sizes
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-from common.network_checks import check_unet, feature_map_sizes
 
 
 def timestep_embedding(t: Tensor, dim: int, time_scale: float = 1.0) -> Tensor:

@@ -249,10 +249,10 @@ def fits(old: Any, new: Any) -> bool:
 
 
 def try_field(good: Any, path: tuple, value: Any, folder: Path) -> Outcome:
-    from hostile_checkpoints import as_file, values_of
-
     from common import lessons
     from common.errors import UserError
+
+    from hostile_checkpoints import as_file, values_of
 
     values = copy.deepcopy(values_of(good))
     inner = values

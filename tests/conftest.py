@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.data import Images, load_images
+
 import pytest
 import torch
 from helpers import train
 from server import Server
-
-from common.data import Images, load_images
 
 
 @pytest.fixture(autouse=True)

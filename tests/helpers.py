@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from torch import Tensor, nn
-
 from common import checkpoint, cli
 from common.checkpoint import saved
 from common.ema import Ema
 from lesson_05 import train_mnist
 from lesson_05.options import DDPMOptions
+
+import pytest
+import torch
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = {

@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from helpers import TINY_RUN
-from torch import Tensor
-
 from lesson_02 import train_mnist
 from lesson_02.dpm import DPM
 from lesson_02.options import DPMOptions
+
+import torch
+from helpers import TINY_RUN
+from torch import Tensor
 
 NETWORK = {
     "num_conv_layers": 2,

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common import checkpoint, lessons
+from common.checkpoint import FORMAT, KEY, Checkpoint
+from lesson_05.unet import UNet
+
 import safetensors.torch
 import torch
 from hostile_files import changed, refuses_in_one_line
 from hypothesis import strategies as st
 from torch import Tensor
-
-from common import checkpoint, lessons
-from common.checkpoint import FORMAT, KEY, Checkpoint
-from lesson_05.unet import UNet
 
 NETWORK: dict[str, Any] = {
     "image_channels": 1,

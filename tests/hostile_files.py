@@ -17,17 +17,17 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from hypothesis import strategies as st
-from PIL import Image
-
 from common import cli
 from common.data import load_images
 from common.errors import UserError
 from lesson_02.sample_mnist import read_mask
 from lesson_05 import train_mnist
 from lesson_05.unet import UNet
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from PIL import Image
 
 MAX_SECONDS = 10
 executed: list[str] = []  # what reading a file made Python execute

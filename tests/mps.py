@@ -163,10 +163,6 @@ def setup() -> None:
 
 def lessons(folder: Path) -> None:
     """Train, resume, sample and measure every lesson on the device, with tiny networks."""
-    import helpers_02
-    import matplotlib.figure
-    from helpers import TINY_RUN, train
-
     from common import cli
     from common.checkpoint import saved
     from common.data import load_images
@@ -178,6 +174,10 @@ def lessons(folder: Path) -> None:
     from lesson_09 import evaluate, quality
     from lesson_09 import train_mnist as improved
     from lesson_09.options import IDDPMOptions
+
+    import helpers_02
+    import matplotlib.figure
+    from helpers import TINY_RUN, train
 
     matplotlib.figure.Figure.savefig = lambda *_, **__: None  # slow, and not what is tested
     where = ["--device", "mps", "--output_dir", str(folder / "pictures")]

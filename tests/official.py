@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import import_weights
+from lesson_05 import published as five
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from common import import_weights
-from lesson_05 import published as five
 
 FILE = np.load(Path(__file__).parent / "published" / "official.npz")
 NAMES = sorted(name.removesuffix(".keys") for name in FILE.files if name.endswith(".keys"))

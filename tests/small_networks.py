@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from helpers import NETWORK
-from torch import nn
-
 from common import checkpoint
 from common.checkpoint import Checkpoint
 from lesson_05.class_conditional.network import ClassConditionalUNet
@@ -14,6 +10,10 @@ from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder
 from lesson_05.unet import UNet
 from lesson_09.unet import UNet as UNet9
+
+import torch
+from helpers import NETWORK
+from torch import nn
 
 IMAGE = {"image_channels": 1, "image_size": 28}
 TEXT = {"dim": 16, "num_layers": 2, "num_heads": 2}

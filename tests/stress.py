@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-import torch
-from helpers import metrics, same
-
 from common import checkpoint, cli
 from common.checkpoint import saved
 from lesson_05 import train_mnist
 from lesson_05.options import DDPMOptions
+
+import hypothesis
+import torch
+from helpers import metrics, same
 
 NETWORK = {
     "channels": 4,

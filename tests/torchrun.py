@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from helpers import ROOT, metrics
-from torchrun_worker import FLAGS
-
 from common import checkpoint, cli
 from lesson_09 import train_mnist
 from lesson_09.unet import UNet
+
+import pytest
+from helpers import ROOT, metrics
+from torchrun_worker import FLAGS
 
 
 def start(folder: Path, task: str, *flags: str) -> subprocess.Popen:

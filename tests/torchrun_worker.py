@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from common import distributed
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, linear_beta
@@ -21,6 +18,9 @@ from lesson_05.text_to_image.text import TextEncoder, tokenize
 from lesson_05.unet import UNet
 from lesson_09.iddpm import ImprovedDDPM, cosine_beta
 from lesson_09.unet import UNet as UNet9
+
+import torch
+from torch import Tensor, nn
 
 T = 60
 NETWORK: dict[str, Any] = {

@@ -4,13 +4,13 @@ import copy
 import sys
 from pathlib import Path
 
-import torch
-from helpers_02 import NETWORK, train
-from torch import Tensor, nn
-
 from common import distributed
 from lesson_02.dpm import DPM, Pair, draw_times, erasing_beta, strata
 from lesson_02.network import ConvDense
+
+import torch
+from helpers_02 import NETWORK, train
+from torch import Tensor, nn
 
 
 def gradients(folder: Path) -> None:

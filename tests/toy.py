@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from common.data import Images
 from common.ema import Ema
 from common.options import TrainingOptions
 from common.training import Run
+
+import torch
+from torch import nn
 
 
 def nothing(*_: object) -> None:

@@ -1,8 +1,8 @@
 """Data for which the best estimate of the noise is known."""
 
-from torch import Tensor
-
 from lesson_05.ddpm import DDPM
+
+from torch import Tensor
 
 
 class TwoPoints:

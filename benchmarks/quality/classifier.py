@@ -12,11 +12,6 @@ one core of an AMD EPYC. In float32 it classifies 99.62 % of the 10,000 test ima
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from common import checkpoint, cli
 from common.checkpoint import Checkpoint
 from common.data import Batches, Images, from_uint8, load_images
@@ -24,6 +19,11 @@ from common.device import autocast, hardware, pick_device
 from common.errors import check_at_least
 from common.files import file_sha256, output_folder
 from common.options import ScriptOptions
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
 
 LESSON = "benchmarks.quality.classifier"
 FILE = Path(__file__).with_name("classifier.safetensors")

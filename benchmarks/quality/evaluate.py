@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from benchmarks.quality import classifier
 from benchmarks.quality.metrics import NUM_FEATURES, SURE, Reference, check_count, nearest
 from benchmarks.quality.samples import PlanOptions, SamplePlan, draw
@@ -24,6 +20,10 @@ from common.errors import UserError, check_at_least
 from common.files import ROOT, make_folder, output_folder
 from common.pictures import save_grid
 from common.sampling import BATCH_SIZE, check_finite
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 
 def main(

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from common import cli
 from common.data import load_images
 from common.errors import UserError
 from common.files import ROOT, file_sha256
+
+import torch
 
 
 class Recipe(NamedTuple):

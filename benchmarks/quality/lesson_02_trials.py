@@ -9,11 +9,6 @@ import math
 import time
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from benchmarks.records import environment, output_folder
 from common import cli
 from common.data import Batches, Images, from_uint8, load_images
@@ -25,6 +20,11 @@ from lesson_02.dpm import DPM, Gaussian, Pair, draw_times, erasing_beta, k_minus
 from lesson_02.network import ConvDense
 from lesson_02.scaler import Scaler
 from lesson_05.sample_mnist import SHIPPED, load
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 T, TIMES = 1000, (3, 32, 350, 850)
 

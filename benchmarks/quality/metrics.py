@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from benchmarks.quality import classifier
 from benchmarks.records import check_installed
 from common.data import Images
 from common.errors import UserError
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 SURE = 0.95  # the classifier is sure if one digit has at least this probability
 FEW = 500  # samples for a second FID, comparable with rows that have no more

@@ -9,11 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from common import files, lessons
 from common.data import DIGITS, to_uint8
 from common.device import autocast, forked_rng, pick_device
@@ -25,6 +20,11 @@ from lesson_02.sample_mnist import scaler_of
 from lesson_05.ddpm import Network
 from lesson_05.text_to_image.text import class_prompts, tokenize
 from lesson_06.ddim import ddim_trajectory
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 Sampler = Literal["ddpm", "ddim", "strided"]
 SEEDS = 100_000  # batches have the seeds SEEDS · seed + 0, 1, 2, ...

@@ -5,10 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from benchmarks.quality.evaluate import Evaluation, check_numbers, columns, print_row, setup
 from benchmarks.quality.metrics import Reference
 from benchmarks.quality.samples import PlanOptions, SamplePlan, Sampler
@@ -19,6 +15,10 @@ from common.device import Precision, pick_device
 from common.errors import UserError
 from common.files import ROOT, make_folder, write_atomically
 from common.pictures import save_grid
+
+import numpy as np
+import torch
+from torch import Tensor
 
 STORED = ROOT / "benchmarks" / "scoreboard"
 MARKERS = "<!-- scoreboard -->", "<!-- /scoreboard -->"

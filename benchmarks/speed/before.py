@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from tqdm import tqdm
-
 from benchmarks import records
 from benchmarks.speed.timing import three_digits
 from common import cli
 from common.device import hardware, pick_device
 from common.errors import UserError, check_at_least, one_line
 from common.files import ROOT, write_atomically
+
+import torch
+from tqdm import tqdm
 
 Network = Literal["laptop", "text", "paper"]
 STEPS = Path(__file__).with_name("steps.py")

@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.records import output_folder, write_json
 from benchmarks.speed.contenders import (
     CONTENDERS,
@@ -25,6 +22,9 @@ from common import cli
 from common.device import Precision, autocast, pick_device
 from common.errors import UserError, check_at_least
 from common.files import write_atomically
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 Part = Literal["training", "sampling", "memory", "bookkeeping", "attention", "whole"]
 PARTS: tuple[Part, ...] = ("training", "sampling", "memory", "bookkeeping", "attention", "whole")

@@ -9,11 +9,6 @@ import bisect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-import yaml
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-
 from benchmarks import records
 from common.device import Precision, autocast
 from common.errors import UserError
@@ -21,6 +16,11 @@ from common.files import ROOT
 from common.network_checks import feature_map_sizes
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import UNet
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 T = 1000
 SIZE = 32  # MNIST's 28 pixels, padded so that they can be halved three times

@@ -13,13 +13,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.profiler import ProfilerActivity, profile
-
 from benchmarks.speed.contenders import CONTENDERS, SIZE, T, preset, training_step, unet2d
 from benchmarks.speed.timing import (
     FORMATS,
@@ -37,6 +30,13 @@ from common.training import Run
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.unet import SelfAttention, UNet
 from lesson_06.ddim import ddim_sample
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.profiler import ProfilerActivity, profile
 
 KINDS = {  # part of an operation's name -> its kind; the first match counts
     "conv": "convolutions",

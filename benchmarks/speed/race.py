@@ -13,12 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
-
 from benchmarks.quality.metrics import Reference
 from benchmarks.records import output_folder, write_json
 from benchmarks.speed.contenders import T, count, environment, preset, unet, unet2d
@@ -35,6 +29,12 @@ from lesson_05.options import DDPMOptions
 from lesson_05.sample_mnist import load
 from lesson_05.unet import UNet
 from lesson_06.ddim import ddim_sample
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
 
 NUM_TRIAL_STEPS = 20  # steps to measure lesson 5's speed with
 Draw = Callable[[int], Tensor]  # draw(n) returns n images in [-1, 1]

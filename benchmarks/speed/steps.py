@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from common.device import autocast, pick_device
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, tokenize
 from lesson_05.unet import UNet
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 BATCH_SIZE = {"laptop": 64, "text": 64, "paper": 16}
 Step = Callable[[], object]

@@ -9,14 +9,14 @@ from copy import deepcopy
 from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.errors import check_at_least
 from lesson_05.class_conditional.sample_mnist import SHIPPED
 from lesson_05.ddpm import Network, preview
+
+import torch
+from torch import Tensor
 
 Break = Literal["too_insistent", "never_dropped", "no_difference"]
 

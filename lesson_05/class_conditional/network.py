@@ -5,11 +5,11 @@ process.loss(partial(model, label=label), ...)  # called as network(xt, t)
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from lesson_05.guidance import Guided
 from lesson_05.unet import UNet, timestep_embedding
+
+import torch
+from torch import Tensor, nn
 
 
 class ClassConditionalUNet(UNet):

@@ -4,9 +4,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from common import checkpoint, cli
 from common.errors import UserError, check_at_least
 from common.options import SamplingOptions
@@ -16,6 +13,9 @@ from lesson_05.ddpm import DDPM, Variance, linear_beta
 from lesson_05.guidance import one_per_sample
 from lesson_05.options import ConditionalOptions
 from lesson_05.unet import UNet
+
+import torch
+from torch import Tensor
 
 SHIPPED = str(Path(__file__).parent / "pretrained" / "mnist.safetensors")
 

@@ -3,9 +3,6 @@
 from functools import partial
 from typing import Any, cast
 
-import torch
-from torch.nn.utils import clip_grad_norm_
-
 from common import cli
 from common.ema import Ema
 from common.sampling import draw_samples, save_samples
@@ -18,6 +15,9 @@ from lesson_05.options import ConditionalOptions
 from lesson_05.sample_mnist import save_forward
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
+
+import torch
+from torch.nn.utils import clip_grad_norm_
 
 
 def main(options: ConditionalOptions, network: dict[str, Any]) -> None:

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from common import cli
 from common.break_it import Bench, BreakOptions, run_breaks
 from common.data import DIGITS
@@ -19,6 +16,9 @@ from lesson_05.ddpm import Network, preview
 from lesson_05.guidance import Guided
 from lesson_05.text_to_image.sample_mnist import SHIPPED
 from lesson_05.text_to_image.text import MAX_LENGTH, PADDING, WORDS, Context, tokenize
+
+import torch
+from torch import Tensor
 
 Break = Literal["no_mask", "wrong_null", "too_insistent"]
 

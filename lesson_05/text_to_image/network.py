@@ -10,14 +10,14 @@ process.loss(partial(model, context=context), ...)  # called as network(xt, t)
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from einops import rearrange
-from torch import Tensor, nn
-
 from common.data import DIGITS
 from lesson_05.guidance import Guided
 from lesson_05.text_to_image.text import Attention, Context, TextEncoder, null_prompt
 from lesson_05.unet import Block, SelfAttention, UNet, timestep_embedding
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
 
 
 class TextAttention(nn.Module):

@@ -4,8 +4,6 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from common import checkpoint, cli
 from common.errors import check_at_least
 from common.options import SamplingOptions
@@ -16,6 +14,8 @@ from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder, class_prompts, tokenize
 from lesson_05.unet import UNet
+
+from torch import Tensor
 
 SHIPPED = str(Path(__file__).parents[2] / "lesson_06" / "pretrained" / "text_to_image.safetensors")
 

@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from common.data import DIGITS
+from common.errors import UserError, check_at_least
+
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
-
-from common.data import DIGITS
-from common.errors import UserError, check_at_least
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (

@@ -4,10 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-
 from common import cli
 from common.ema import Ema
 from common.sampling import draw_samples, save_samples
@@ -21,6 +17,10 @@ from lesson_05.text_to_image.sample_mnist import random_prompts, save_prompts
 from lesson_05.text_to_image.text import TextEncoder, all_prompts, null_prompt, tokenize
 from lesson_05.train_mnist import held_out_loss, save_losses
 from lesson_05.unet import UNet
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 
 class Sampler(NamedTuple):

@@ -10,13 +10,13 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from common import cli
 from common.errors import UserError
 from common.files import write_atomically
 from lesson_05.class_conditional.sample_mnist import SHIPPED, load
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent

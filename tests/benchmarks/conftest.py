@@ -1,10 +1,6 @@
 """Fixtures for the tests of benchmarks/: scikit-learn's digits, their features, and a checkpoint of
 every lesson."""
 
-import pytest
-import torch
-from torch import nn
-
 from benchmarks.quality.metrics import Reference
 from common import checkpoint, lessons
 from common.checkpoint import Checkpoint
@@ -16,6 +12,10 @@ from lesson_05.text_to_image.network import TextToImageUNet
 from lesson_05.text_to_image.text import TextEncoder
 from lesson_05.unet import UNet
 from lesson_09.unet import UNet as LearnedVarianceUNet
+
+import pytest
+import torch
+from torch import nn
 
 T = 24
 

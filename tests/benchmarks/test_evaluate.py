@@ -5,15 +5,15 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import error_line
-
 from benchmarks.quality import evaluate
 from benchmarks.quality.samples import PlanOptions, SamplePlan
 from common import checkpoint, cli
 from common.data import to_uint8
+
+import numpy as np
+import pytest
+import torch
+from helpers import error_line
 
 T = 24
 FIELDS = {

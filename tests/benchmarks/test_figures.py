@@ -3,11 +3,11 @@
 import importlib
 import shlex
 
-import pytest
-from helpers import ROOT, error_line
-
 from benchmarks.quality import figures
 from common import cli
+
+import pytest
+from helpers import ROOT, error_line
 
 COMMANDS = [recipe.command for _, recipes in figures.RECIPES.values() for recipe in recipes]
 

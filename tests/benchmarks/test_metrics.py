@@ -3,11 +3,6 @@
 import dataclasses
 import math
 
-import pytest
-import torch
-from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
-
 from benchmarks.quality import classifier
 from benchmarks.quality.metrics import (
     Reference,
@@ -19,6 +14,11 @@ from benchmarks.quality.metrics import (
 )
 from common.data import from_uint8, to_uint8
 from common.errors import UserError
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 
 def test_the_classifiers_file_is_small_and_its_sum_is_checked(tmp_path):

@@ -2,12 +2,12 @@
 
 import json
 
-import pytest
-from helpers import ROOT, error_line
-
 from benchmarks.quality import scoreboard
 from benchmarks.records import read_json, write_json
 from common import cli, lessons
+
+import pytest
+from helpers import ROOT, error_line
 
 
 def test_every_row_has_a_checkpoint_that_its_sampler_can_sample():

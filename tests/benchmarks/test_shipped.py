@@ -5,14 +5,14 @@ python tests/benchmarks/test_shipped.py     # stores new samples, after a checkp
 
 from pathlib import Path
 
+from benchmarks.quality.samples import PlanOptions, SamplePlan
+from common import checkpoint
+from common.files import ROOT, file_sha256
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-from benchmarks.quality.samples import PlanOptions, SamplePlan
-from common import checkpoint
-from common.files import ROOT, file_sha256
 
 STORED = Path(__file__).with_name("shipped.npz")
 FILES = sorted(ROOT.glob("lesson_*/**/pretrained/*.safetensors"))

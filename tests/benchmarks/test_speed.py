@@ -5,16 +5,16 @@ import math
 import shutil
 from functools import partial
 
-import pytest
-import torch
-from helpers import ROOT, error_line
-
 from benchmarks import records
 from benchmarks.quality.metrics import Reference
 from benchmarks.speed import before, bench, contenders, parts, race, timing
 from common import cli
 from common.errors import UserError
 from lesson_05.unet import SelfAttention
+
+import pytest
+import torch
+from helpers import ROOT, error_line
 
 CPU = torch.device("cpu")
 NETWORK = {

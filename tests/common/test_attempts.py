@@ -1,17 +1,17 @@
 """A few of the attempts to break the scripts; `make attempts` makes all of them."""
 
-import attempts
-import pytest
-import torch
-from hostile_checkpoints import GOOD
-from small_networks import save_small_checkpoint
-
 from common import checkpoint
 from lesson_02 import parzen, swiss_roll
 from lesson_05 import sample_mnist
 from lesson_06 import laboratory
 from lesson_09 import ablation, train_mnist
 from lesson_09.unet import UNet as UNet9
+
+import attempts
+import pytest
+import torch
+from hostile_checkpoints import GOOD
+from small_networks import save_small_checkpoint
 
 SCRIPTS = [
     attempts.Script("lesson_02.parzen", parzen.main, False, {}),

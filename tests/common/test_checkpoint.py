@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import checkpoint, files
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+from lesson_05.unet import UNet
+
 import pytest
 import torch
 from helpers import ROOT, same
 from hostile_checkpoints import GOOD, GOOD_FILE, NETWORK, as_file, values_of, with_header
 from torch import nn
-
-from common import checkpoint, files
-from common.checkpoint import Checkpoint
-from common.errors import UserError
-from lesson_05.unet import UNet
 
 SHIPPED = ROOT / "lesson_05" / "pretrained" / "mnist.safetensors"
 

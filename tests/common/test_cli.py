@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from common import cli
+from common.checkpoint import Checkpoint, save
+from common.errors import UserError
+
 import pytest
 import torch
 import yaml
 from helpers import error_line
-
-from common import cli
-from common.checkpoint import Checkpoint, save
-from common.errors import UserError
 
 CALLS: list[dict[str, Any]] = []
 

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common import cli
+from common.errors import UserError
+
 import pytest
 from helpers import ROOT, error_line
 from tqdm import tqdm
-
-from common import cli
-from common.errors import UserError
 
 
 def failing(error: str = "user") -> None:

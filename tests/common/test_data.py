@@ -6,6 +6,10 @@ import pickle
 import struct
 from pathlib import Path
 
+from common import files
+from common.data import Batches, from_uint8, load_images, to_uint8
+from common.errors import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +17,6 @@ from helpers import NETWORK, train
 from PIL import Image
 from server import Server
 from torchvision import datasets
-
-from common import files
-from common.data import Batches, from_uint8, load_images, to_uint8
-from common.errors import UserError
 
 
 def idx(array: np.ndarray) -> bytes:

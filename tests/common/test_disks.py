@@ -5,11 +5,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from toy import toy_run
-
 from common import checkpoint
 from common.errors import UserError
+
+import pytest
+from toy import toy_run
 
 
 def stopped_by(folder: Path, harm: Callable[[Path], None]) -> str:

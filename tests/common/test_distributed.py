@@ -1,5 +1,11 @@
 """Several processes, as torchrun starts them, do what one does; if one dies, all stop."""
 
+from common import distributed
+from common.options import TrainingOptions
+from common.training import Run
+from lesson_05.ddpm import DDPM
+from lesson_05.unet import UNet
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,12 +18,6 @@ from torchrun import (
     torchrun,
 )
 from torchrun_worker import NETWORK
-
-from common import distributed
-from common.options import TrainingOptions
-from common.training import Run
-from lesson_05.ddpm import DDPM
-from lesson_05.unet import UNet
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo"

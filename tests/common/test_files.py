@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from common import files
+from common.errors import UserError, check_above, check_at_least, one_line
+
 import pytest
 from helpers import ROOT
 from server import SLOW, Server
-
-from common import files
-from common.errors import UserError, check_above, check_at_least, one_line
 
 
 class Killed(BaseException):

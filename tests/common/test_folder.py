@@ -4,17 +4,17 @@ import os
 import warnings
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import error_line
-from PIL import Image
-
 from common import folder, pixels
 from common.data import Images, load_images
 from common.errors import UserError
 from lesson_05 import train_mnist
 from lesson_05.unet import UNet
+
+import numpy as np
+import pytest
+import torch
+from helpers import error_line
+from PIL import Image
 
 RANDOM = np.random.default_rng(0)
 FLAGS = ("--dataset", "folder", "--device", "cpu")

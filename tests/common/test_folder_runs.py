@@ -4,14 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from helpers import TINY_RUN, error_line, train
-from PIL import Image
-from small_networks import TEXT, perturb, save_small_checkpoint
-from torch import nn
-
 from benchmarks.quality import evaluate as measure
 from common import checkpoint, cli, lessons
 from common.checkpoint import Checkpoint, saved
@@ -37,6 +29,14 @@ from lesson_09 import evaluate
 from lesson_09 import train_mnist as train_9
 from lesson_09.options import IDDPMOptions
 from lesson_09.unet import UNet as UNet9
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY_RUN, error_line, train
+from PIL import Image
+from small_networks import TEXT, perturb, save_small_checkpoint
+from torch import nn
 
 NETWORK = {"channels": 4, "multipliers": [1, 2], "num_blocks": 1, "attention_resolutions": [7]}
 NETWORK |= {"num_groups": 1, "dropout": 0.1, "num_heads": 1}

@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+from common import checkpoint
+
 import hostile_checkpoints
 import hostile_files
 import pytest
@@ -11,8 +13,6 @@ import stress
 import torchvision
 from hostile_checkpoints import GOOD, GOOD_FILE, as_file, values_of
 from hostile_files import YAMLS
-
-from common import checkpoint
 
 
 def test_the_unchanged_files_are_valid(tmp_path):

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-from helpers import NETWORK, metrics, same, signal_after, train
-
 from common import checkpoint, training
 from common.checkpoint import saved
+
+import pytest
+from helpers import NETWORK, metrics, same, signal_after, train
 
 
 class Clock:

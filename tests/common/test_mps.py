@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import checkpoint
+from common.checkpoint import saved
+
 import mps
 import pytest
 from helpers import ROOT, same
-
-from common import checkpoint
-from common.checkpoint import saved
 
 TABLE = mps.kernels()
 

@@ -5,6 +5,12 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from common import checkpoint, cli
+from common.checkpoint import saved
+from common.errors import UserError
+from lesson_05 import train_mnist
+from lesson_05.unet import UNet
+
 import pytest
 import stress
 import torch
@@ -18,12 +24,6 @@ from helpers import (
     train,
 )
 from toy import toy_run
-
-from common import checkpoint, cli
-from common.checkpoint import saved
-from common.errors import UserError
-from lesson_05 import train_mnist
-from lesson_05.unet import UNet
 
 FAST = NETWORK | {"channels": 4, "num_groups": 2, "attention_resolutions": []}
 

@@ -6,13 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import ROOT, error_line, same
-from PIL import Image
-from torch import Tensor
-
 from common.data import to_uint8
 from common.device import autocast, forked_rng, pick_device, random_states
 from common.errors import UserError
@@ -21,6 +14,13 @@ from common.pictures import save_curves, save_plot, save_rows
 from common.sampling import Samples, draw_samples, save_samples
 from lesson_05 import sample_mnist, train_mnist
 from lesson_05.unet import UNet
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, error_line, same
+from PIL import Image
+from torch import Tensor
 
 CPU = torch.device("cpu")
 

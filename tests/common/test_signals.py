@@ -9,13 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-import torch
-from helpers import ROOT, metrics, same
-from server import Server
-from torchvision import datasets
-from toy import toy_run
-
 from benchmarks.quality import classifier, evaluate
 from common import checkpoint, cli
 from common.checkpoint import saved
@@ -26,6 +19,13 @@ from lesson_02 import swiss_roll
 from lesson_05 import sample_mnist, train_mnist
 from lesson_05.unet import UNet
 from lesson_09 import ablation
+
+import pytest
+import torch
+from helpers import ROOT, metrics, same
+from server import Server
+from torchvision import datasets
+from toy import toy_run
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else []

@@ -8,15 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from common import checkpoint, files
+from common.errors import UserError
+
 import pytest
 import torch
 from helpers import ROOT, same
 from hostile_checkpoints import GOOD, GOOD_FILE
 from safetensors import safe_open
 from server import Server
-
-from common import checkpoint, files
-from common.errors import UserError
 
 LESSON_05 = ROOT / "lesson_05" / "pretrained"
 

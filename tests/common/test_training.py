@@ -1,20 +1,10 @@
 """A training run: its files, its log, steps that are not finite, and little memory."""
 
 import csv
-<<<<<<< HEAD
-import sys
-=======
 import math
->>>>>>> cb148d4cccd37399eed0abb524443aeaf1172089
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-
-import pytest
-import torch
-from helpers import NETWORK, ROOT, metrics, same, train
-from PIL import Image
-from torch import nn
-from toy import toy_run
 
 from common import checkpoint
 from common.checkpoint import saved
@@ -25,6 +15,13 @@ from lesson_05 import train_mnist
 from lesson_05.ddpm import DDPM
 from lesson_05.options import DDPMOptions
 from lesson_05.unet import UNet
+
+import pytest
+import torch
+from helpers import NETWORK, ROOT, metrics, same, train
+from PIL import Image
+from torch import nn
+from toy import toy_run
 
 FAST = NETWORK | {"channels": 4, "num_groups": 2, "attention_resolutions": [], "dropout": 0.0}
 
@@ -56,7 +53,6 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(("keep", "number"), [(1, 1), (3, 3), ("all", 5)])
 def test_more_or_fewer_checkpoints_are_kept(keep, number, tmp_path):
     fast_train(tmp_path, num_training_steps=5, checkpoint_every=1, keep_checkpoints=keep)
@@ -85,7 +81,8 @@ def test_tensorboard_that_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         fast_train(tmp_path, tensorboard=True)
-=======
+
+
 def test_weights_that_are_known_to_be_good_are_kept(tmp_path, monkeypatch):
     """From step 3 on the loss is not finite, and every step is saved."""
     finite = math.isfinite
@@ -113,7 +110,6 @@ def test_an_edited_log_does_not_end_a_run(tmp_path):
     assert curves["held_out_loss"][0][0] == 1
     assert "none" in curves
     assert read_curves(tmp_path / "missing.csv", ["loss"]) == {"loss": ([], [])}
->>>>>>> cb148d4cccd37399eed0abb524443aeaf1172089
 
 
 def test_previews_do_not_change_the_training(tmp_path):

@@ -10,9 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from common.data import from_uint8
 from lesson_05.class_conditional.sample_mnist import SHIPPED, load
 from lesson_06.ddim import (
@@ -25,6 +22,9 @@ from lesson_06.ddim import (
     slerp,
 )
 from lesson_06.demo.build import digits
+
+import torch
+from torch import Tensor
 
 SHAPE = (1, 1, 28, 28)
 TIMES = [

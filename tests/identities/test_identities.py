@@ -1,16 +1,16 @@
 """Where two lessons share an equation, they compute the same."""
 
-import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from lesson_02 import dpm
 from lesson_05 import ddpm
 from lesson_05 import unet as unet_5
 from lesson_05.text_to_image.text import Attention, Context
 from lesson_09 import iddpm
 from lesson_09 import unet as unet_9
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 T = 1000
 TIMES = torch.tensor([1, 2, 3, 250, 999, 1000])

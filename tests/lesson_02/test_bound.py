@@ -2,12 +2,12 @@
 
 import math
 
+from common.errors import UserError
+from lesson_02.dpm import DPM, L_NULL, draw_times, erasing_beta, k_minus_null, kl, strata
+
 import pytest
 import torch
 from helpers_02 import GaussianOracle, zero
-
-from common.errors import UserError
-from lesson_02.dpm import DPM, L_NULL, draw_times, erasing_beta, k_minus_null, kl, strata
 
 
 def closed_form(process: DPM, oracle: GaussianOracle) -> float:

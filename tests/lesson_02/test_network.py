@@ -2,13 +2,13 @@
 
 import inspect
 
-import pytest
-import torch
-from helpers_02 import NETWORK
-
 from common.errors import UserError
 from lesson_02.dpm import DPM, bumps, erasing_beta
 from lesson_02.network import ConvDense, MultiScaleConv, initialise, output_sizes
+
+import pytest
+import torch
+from helpers_02 import NETWORK
 
 
 @pytest.mark.parametrize("channels", [1, 3])

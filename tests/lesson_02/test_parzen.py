@@ -2,12 +2,12 @@
 
 import math
 
+from common.options import CheckpointOptions
+from lesson_02 import parzen
+
 import numpy as np
 import pytest
 import torch
-
-from common.options import CheckpointOptions
-from lesson_02 import parzen
 
 
 @pytest.mark.parametrize("width", [0.1, 0.4])

@@ -2,12 +2,12 @@
 
 import math
 
+from common.errors import UserError
+from lesson_02.dpm import DPM, Gaussian, bumps, draw_times, erasing_beta, kl, strata
+
 import pytest
 import torch
 from helpers_02 import zero
-
-from common.errors import UserError
-from lesson_02.dpm import DPM, Gaussian, bumps, draw_times, erasing_beta, kl, strata
 
 
 @pytest.mark.parametrize(("T", "beta_1"), [(100, 0.01099), (500, 0.00300), (1000, 0.00200)])

@@ -2,14 +2,14 @@
 
 import math
 
+from lesson_02.dpm import DPM, Gaussian, erasing_beta, multiply
+from lesson_02.network import ConvDense
+from lesson_02.sample_mnist import read_mask
+
 import pytest
 import torch
 from helpers_02 import NETWORK, GaussianOracle
 from torch import Tensor
-
-from lesson_02.dpm import DPM, Gaussian, erasing_beta, multiply
-from lesson_02.network import ConvDense
-from lesson_02.sample_mnist import read_mask
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:

@@ -2,12 +2,12 @@
 
 import math
 
-import pytest
-import torch
-
 from common.errors import UserError
 from lesson_02.dpm import L_NULL, k_minus_null
 from lesson_02.scaler import Scaler
+
+import pytest
+import torch
 
 
 def test_standardised_data_have_mean_zero_and_variance_one():

@@ -5,18 +5,18 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import ROOT, error_line
-from PIL import Image
-
 from common.break_it import Bench, BreakOptions
 from common.data import from_uint8, load_images
 from common.options import DataOptions, SamplingOptions
 from lesson_02 import break_it, parzen, sample_mnist, swiss_roll, train_mnist
 from lesson_02.dpm import erasing_beta, k_minus_null
 from lesson_02.network import ConvDense
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, error_line
+from PIL import Image
 
 LESSON = ROOT / "lesson_02"
 

@@ -2,13 +2,13 @@
 
 import math
 
-import pytest
-import torch
-from PIL import Image
-
 from common.errors import UserError
 from lesson_02 import swiss_roll
 from lesson_02.dpm import L_NULL
+
+import pytest
+import torch
+from PIL import Image
 
 
 def test_geometric_schedule_multiplies_noise_to_signal():

@@ -7,15 +7,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-import torch
-import torch.distributed as dist
-import yaml
-from helpers import ROOT, assert_same_results, metrics, signal_after
-from helpers_02 import train
-from PIL import Image
-
 from common import checkpoint, training
 from common.data import Images, load_images
 from common.pictures import save_grid
@@ -24,6 +15,15 @@ from lesson_02.dpm import L_NULL, erasing_beta
 from lesson_02.network import ConvDense
 from lesson_02.options import DPMOptions
 from lesson_02.scaler import Scaler
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from helpers import ROOT, assert_same_results, metrics, signal_after
+from helpers_02 import train
+from PIL import Image
 
 
 def test_a_run_writes_its_files_and_both_bounds(tiny):

@@ -2,10 +2,10 @@
 
 import re
 
-from helpers import error_line
-
 from common import cli
 from lesson_05 import ablation
+
+from helpers import error_line
 
 
 def test_the_table_has_each_row_with_its_error_and_is_resumed(tmp_path, capsys, monkeypatch):

@@ -3,18 +3,18 @@
 import copy
 from functools import partial
 
-import pytest
-import torch
-from helpers import NETWORK
-from small_networks import IMAGE, perturb, small_prompted
-from torch import Tensor
-
 from common.errors import UserError
 from lesson_05 import guidance
 from lesson_05.class_conditional.network import ClassConditionalUNet
 from lesson_05.ddpm import DDPM, linear_beta, preview
 from lesson_05.text_to_image.network import TextAttention, TextToImageUNet
 from lesson_05.text_to_image.text import NULL, PADDING, Context, null_prompt, tokenize
+
+import pytest
+import torch
+from helpers import NETWORK
+from small_networks import IMAGE, perturb, small_prompted
+from torch import Tensor
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-from helpers import NETWORK, TINY_RUN
-from small_networks import TEXT, save_small_checkpoint
-
 from common.errors import UserError
 from common.options import SamplingOptions
 from lesson_05.class_conditional import sample_mnist as sample_labels
@@ -14,6 +10,10 @@ from lesson_05.class_conditional import train_mnist as train_labels
 from lesson_05.options import ConditionalOptions, TextToImageOptions
 from lesson_05.text_to_image import sample_mnist as sample_prompts
 from lesson_05.text_to_image import train_mnist as train_prompts
+
+import pytest
+from helpers import NETWORK, TINY_RUN
+from small_networks import TEXT, save_small_checkpoint
 
 PICTURES = {"samples.png", "reverse.gif", "forward.png", "losses.png", "samples_000003.png"}
 

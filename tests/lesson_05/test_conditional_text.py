@@ -1,8 +1,5 @@
 """The prompts of lesson 5 and their tokens."""
 
-import pytest
-import torch
-
 from common.errors import UserError
 from lesson_05.text_to_image.text import (
     MAX_LENGTH,
@@ -14,6 +11,9 @@ from lesson_05.text_to_image.text import (
     null_prompt,
     tokenize,
 )
+
+import pytest
+import torch
 
 
 def test_tokens_are_the_bytes_of_the_prompt():

@@ -2,16 +2,16 @@
 
 import math
 
+from common import cli
+from lesson_05 import interpolate as script
+from lesson_05.ddpm import DDPM, linear_beta
+from lesson_05.interpolate import interpolate
+
 import pytest
 import torch
 from helpers import error_line
 from PIL import Image
 from torch import Tensor
-
-from common import cli
-from lesson_05 import interpolate as script
-from lesson_05.ddpm import DDPM, linear_beta
-from lesson_05.interpolate import interpolate
 
 
 def test_the_ends_of_an_interpolation_have_noise_of_their_own():

@@ -2,15 +2,15 @@
 
 import math
 
+from common.ema import Ema
+from common.errors import UserError
+from lesson_05.unet import SelfAttention, UNet, initialise, timestep_embedding
+
 import pytest
 import torch
 from diffusers_unet import assert_equal_outputs, copy_weights, perturb
 from helpers import NETWORK
 from torch import nn
-
-from common.ema import Ema
-from common.errors import UserError
-from lesson_05.unet import SelfAttention, UNet, initialise, timestep_embedding
 
 
 def test_parameter_counts_of_the_paper():

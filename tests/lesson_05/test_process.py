@@ -3,10 +3,6 @@
 import math
 from itertools import pairwise
 
-import pytest
-import torch
-from torch import Tensor
-
 from common.errors import UserError
 from lesson_05.ddpm import (
     DDPM,
@@ -18,6 +14,10 @@ from lesson_05.ddpm import (
     preview,
     strata,
 )
+
+import pytest
+import torch
+from torch import Tensor
 
 T = 1000
 LN2 = math.log(2)

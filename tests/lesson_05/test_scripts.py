@@ -1,12 +1,12 @@
 """Lesson 5's scripts."""
 
-import torch
-from torch import Tensor, nn
-
 from common.break_it import Bench, BreakOptions
 from common.checkpoint import Checkpoint
 from lesson_05 import break_it
 from lesson_05.ddpm import DDPM, linear_beta
+
+import torch
+from torch import Tensor, nn
 
 
 class Draws(nn.Module):

@@ -1,9 +1,9 @@
 """Fixtures of lesson 6: a process of 1000 steps, and small checkpoints of all that it samples."""
 
+from lesson_05.ddpm import DDPM, linear_beta
+
 import pytest
 from small_networks import LESSONS, save_small_checkpoint
-
-from lesson_05.ddpm import DDPM, linear_beta
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,14 @@
 """What the breaks of lesson 6 change."""
 
-import pytest
-import torch
-from helpers import error_line
-from torch import Tensor
-
 from common import lessons
 from common.break_it import Bench, BreakOptions
 from lesson_06 import break_it
 from lesson_06.ddim import ddim_timesteps
+
+import pytest
+import torch
+from helpers import error_line
+from torch import Tensor
 
 
 @pytest.fixture

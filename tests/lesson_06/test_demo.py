@@ -9,15 +9,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from common.errors import UserError
+from lesson_05.class_conditional.sample_mnist import SHIPPED, load
+from lesson_06.demo import build
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from helpers import ROOT
-
-from common.errors import UserError
-from lesson_05.class_conditional.sample_mnist import SHIPPED, load
-from lesson_06.demo import build
 
 PAGE = build.OUTPUT.read_text(encoding="utf-8")
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in build.FOLDER.glob("*.js")}

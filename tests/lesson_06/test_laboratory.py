@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
+from common import cli
+from lesson_06 import laboratory
+from lesson_06.laboratory import Laboratory
+from lesson_06.sample_ddim import SamplePlan
+
 import pytest
 import torch
 from helpers import error_line
 from PIL import Image
 from torch import Tensor
 from two_points import TwoPoints
-
-from common import cli
-from lesson_06 import laboratory
-from lesson_06.laboratory import Laboratory
-from lesson_06.sample_ddim import SamplePlan
 
 FLAGS = ["--device", "cpu", "--dataset", "digits", "--num_samples", "2", "--steps", "3", "2"]
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from common import cli
+from lesson_06 import sample_ddim
+
 import numpy as np
 import pytest
 from helpers import error_line
 from PIL import Image
 from server import Server
-
-from common import cli
-from lesson_06 import sample_ddim
 
 FLAGS = ["--num_steps", "4", "--device", "cpu", "--precision", "float32", "--save_npz", "true"]
 

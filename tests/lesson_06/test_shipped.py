@@ -1,7 +1,5 @@
 """The shipped text-to-image network, sampled by DDIM."""
 
-import torch
-
 from benchmarks.quality import classifier
 from common import lessons
 from common.data import to_uint8
@@ -9,6 +7,8 @@ from common.device import autocast
 from lesson_05.text_to_image.text import tokenize
 from lesson_06 import sample_ddim
 from lesson_06.ddim import ddim_sample
+
+import torch
 
 PROMPTS = ["0", "one", "the digit 2", "a handwritten three", "number 4", "a 5", "six"]
 PROMPTS += ["a picture of a seven", "handwritten 8", "an image of the digit nine"]

@@ -2,11 +2,6 @@
 
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch import Tensor
-
 from common.errors import UserError
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_06.ddim import (
@@ -18,6 +13,11 @@ from lesson_06.ddim import (
     predict_noise,
     slerp,
 )
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
 
 SPACINGS = ("uniform", "quadratic", "trailing")
 

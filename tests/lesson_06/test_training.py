@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-from helpers import NETWORK, TINY_RUN, same
-from small_networks import TEXT
-
 from common import checkpoint
 from common.errors import UserError
 from lesson_05.options import TextToImageOptions
 from lesson_05.text_to_image import train_mnist as lesson_5
 from lesson_06 import train_mnist as lesson_6
+
+import pytest
+from helpers import NETWORK, TINY_RUN, same
+from small_networks import TEXT
 
 
 def train(lesson: Any, folder: Path, steps: int, **changes: Any) -> dict[str, Any]:

@@ -3,12 +3,6 @@
 import math
 from itertools import pairwise
 
-import pytest
-import torch
-from small_networks import perturb, small_prompted
-from torch import Tensor
-from two_points import TwoPoints
-
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.text_to_image.text import tokenize
 from lesson_06.ddim import (
@@ -18,6 +12,12 @@ from lesson_06.ddim import (
     ddim_timesteps,
 )
 from lesson_09.iddpm import ImprovedDDPM, cosine_beta, strided_timesteps
+
+import pytest
+import torch
+from small_networks import perturb, small_prompted
+from torch import Tensor
+from two_points import TwoPoints
 
 SPACINGS = ("uniform", "quadratic", "trailing")
 

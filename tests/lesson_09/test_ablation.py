@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from common import cli
+from common.data import load_images
+from lesson_09 import ablation, quality, train_mnist
+
 import pytest
 import torch
 import yaml
 from helpers import NETWORK, ROOT, error_line
 from torch import Tensor
-
-from common import cli
-from common.data import load_images
-from lesson_09 import ablation, quality, train_mnist
 
 CONFIGS = ROOT / "lesson_09" / "configs"
 

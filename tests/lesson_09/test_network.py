@@ -2,15 +2,15 @@
 
 import math
 
+from common.errors import UserError
+from lesson_09.unet import ResidualBlock, SelfAttention, UNet, Upsample, timestep_embedding
+
 import pytest
 import torch
 import yaml
 from diffusers_unet import assert_equal_outputs, copy_weights, perturb
 from helpers import NETWORK, ROOT
 from torch import Tensor, nn
-
-from common.errors import UserError
-from lesson_09.unet import ResidualBlock, SelfAttention, UNet, Upsample, timestep_embedding
 
 
 def test_parameter_counts_of_the_paper():

@@ -3,10 +3,6 @@
 import math
 from itertools import pairwise
 
-import pytest
-import torch
-from torch import Tensor
-
 from common.errors import UserError
 from lesson_09.iddpm import (
     Gaussian,
@@ -17,6 +13,10 @@ from lesson_09.iddpm import (
     named_beta,
     strided_timesteps,
 )
+
+import pytest
+import torch
+from torch import Tensor
 
 T = 1000
 LN2 = math.log(2)

@@ -11,6 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import checkpoint
+from lesson_09 import evaluate, sample_mnist, train_mnist
+from lesson_09.options import IDDPMOptions
+from lesson_09.timesteps import LossAwareTimesteps
+from lesson_09.unet import UNet
+
 import pytest
 from helpers import (
     NETWORK,
@@ -21,12 +27,6 @@ from helpers import (
     metrics,
     signal_after,
 )
-
-from common import checkpoint
-from lesson_09 import evaluate, sample_mnist, train_mnist
-from lesson_09.options import IDDPMOptions
-from lesson_09.timesteps import LossAwareTimesteps
-from lesson_09.unet import UNet
 
 QUICK = NETWORK | {"multipliers": [1, 1, 2], "attention_resolutions": [7], "num_groups": 1}
 

@@ -3,12 +3,12 @@
 import math
 from collections import deque
 
+from common.errors import UserError
+from lesson_09.timesteps import LossAwareTimesteps, UniformTimesteps, named_sampler
+
 import pytest
 import torch
 from torch import Tensor
-
-from common.errors import UserError
-from lesson_09.timesteps import LossAwareTimesteps, UniformTimesteps, named_sampler
 
 
 def filled(terms: Tensor) -> LossAwareTimesteps:

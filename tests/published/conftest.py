@@ -1,10 +1,10 @@
 """Small networks in place of the published ones, so that tests of files are quick."""
 
-import official
-import pytest
-
 from lesson_05 import published as five
 from lesson_09 import published as nine
+
+import official
+import pytest
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """Networks for other libraries: diffusers folders, and ONNX."""
 
-import official
-import pytest
-import torch
-from helpers import ROOT
-
 from common import export, import_weights, lessons
 from common.checkpoint import Checkpoint, save
 from common.errors import UserError
 from lesson_05 import published as five
 from lesson_06.ddim import ddim_sample
 from lesson_09 import published as nine
+
+import official
+import pytest
+import torch
+from helpers import ROOT
 
 SHIPPED = {
     lesson: ROOT / f"{lesson}/pretrained/mnist.safetensors" for lesson in ("lesson_05", "lesson_09")

@@ -10,6 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import cli, import_weights, lessons
+from common.checkpoint import load
+from lesson_05 import published as five
+from lesson_06 import sample_ddim
+from lesson_09 import published as nine
+
 import official
 import pytest
 import safetensors.torch
@@ -17,12 +23,6 @@ import torch
 from helpers import ROOT, same
 from server import Server
 from torch import Tensor
-
-from common import cli, import_weights, lessons
-from common.checkpoint import load
-from lesson_05 import published as five
-from lesson_06 import sample_ddim
-from lesson_09 import published as nine
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -4,15 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from common import import_weights, lessons
+from common.lessons import published
+
 import official
 import pytest
 import safetensors.torch
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-
-from common import import_weights, lessons
-from common.lessons import published
 
 NETWORKS = {
     "ermongroup_cifar10": ("lesson_05", "ddpm-cifar10-32", "ERMONGROUP"),

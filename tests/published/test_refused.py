@@ -8,15 +8,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from common import import_weights
+from lesson_05 import published as five
+from lesson_09 import published as nine
+
 import official
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-
-from common import import_weights
-from lesson_05 import published as five
-from lesson_09 import published as nine
 
 RAN = []  # code in a file has run
 

@@ -4,12 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import official
-import pytest
-import torch
-from PIL import Image
-
 from common import import_weights
 from common.data import Images
 from common.options import CheckpointOptions, SamplingOptions
@@ -19,6 +13,12 @@ from lesson_06 import laboratory, sample_ddim
 from lesson_09 import evaluate
 from lesson_09 import published as nine
 from lesson_09 import sample_mnist as sample_iddpm
+
+import numpy as np
+import official
+import pytest
+import torch
+from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-from helpers import ROOT
-from PIL import Image
-
 from benchmarks.quality import figures, scoreboard
 from benchmarks.quality.evaluate import columns
 from benchmarks.records import read_json
+
+import pytest
+from helpers import ROOT
+from PIL import Image
 
 FOLDERS = [p for p in ROOT.glob("*") if p.is_dir() and p.name[0] != "." and p.name != "data"]
 READMES = [
