@@ -146,7 +146,8 @@ class TrainingOptions(ScriptOptions, ImageOptions, PictureOptions):
         preview_every: steps between previews.
         num_previews: images in a preview.
         checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many of them to keep, the last ones, or all.
+        keep_checkpoints: how many of them to keep, the last ones, or all. One whose weights gave a
+            finite loss is always kept.
     """
 
     resume: str | None = None

@@ -67,7 +67,7 @@ def main(
     real = reference.real(num_samples, balanced=False)["fid"]
     plan = PlanOptions(device=options.device, precision=options.precision)
     plan.num_samples, plan.num_steps = num_samples, num_steps
-    plans = plan, replace(plan, sampler="ddpm")
+    plans = plan, replace(plan, sampler="ddpm", num_steps=None)
     flags = ["--dataset", data.name, "--device", options.device, "--precision", options.precision]
     flags += ["--data_dir", images.data_dir] if images.data_dir else []
     results: dict[Row, list[tuple[float, float]]] = {}
@@ -77,6 +77,7 @@ def main(
         for seed in seeds:
             words = [*flags, "--prediction", prediction, "--loss", loss, "--seed", str(seed)]
             words += ["--num_training_steps", str(num_training_steps), "--num_samples", "0"]
+            words += ["--num_previews", "8"]
             trained = train(folder / f"{row}_{seed}", words, num_training_steps)
             by_ddim, by_ddpm = (SamplePlan(str(trained), plan) for plan in plans)
             fid = Evaluation(by_ddim, reference, 0, 20).run(trained.parent)["fid"]
