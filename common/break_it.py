@@ -50,7 +50,7 @@ class Bench:
 
     def last(self, trajectory: Iterator[tuple[int, Tensor]], num_steps: int, name: str) -> Tensor:
         """The last images (B, C, H, W) of a trajectory, with a progress bar of that name."""
-        return last_images(tqdm(trajectory, name, num_steps, unit="step"))
+        return last_images(tqdm(trajectory, name, num_steps, unit="step", disable=None))
 
 
 def run_breaks(

@@ -65,7 +65,7 @@ def draw_samples(
     batch_size = max(1, min(BATCH_SIZE, MAX_PIXELS // (shape[1] * shape[2])))
     shown = {round(num_steps * k / NUM_FRAMES) for k in range(1, NUM_FRAMES + 1)}
     num_batches = -(-num_samples // batch_size)
-    with tqdm(total=num_batches * num_steps, unit="step", desc="sampling") as bar:
+    with tqdm(total=num_batches * num_steps, unit="step", desc="sampling", disable=None) as bar:
         for first in range(0, num_samples, batch_size):
             rows = slice(first, min(first + batch_size, num_samples))
             x_T = torch.randn(rows.stop - first, *shape, device=device)

@@ -228,10 +228,11 @@ class Run:
         for old in set() if keep == "all" else {*files[:-keep]} - {*intact[-1:]}:
             old.unlink(missing_ok=True)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, printed: bool = True) -> None:
         """Print a line, and add it to log.txt."""
         if distributed.rank() == 0:
-            tqdm.write(text)
+            if printed:
+                tqdm.write(text)
             line = f"{text}\n".encode(errors="backslashreplace")  # names may be no UTF-8
             with suppress(OSError), (self.folder / "log.txt").open("ab") as log:
                 log.write(line)
@@ -248,7 +249,8 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The remaining steps, counted from 1, with a progress bar. Also saves checkpoints."""
-        last, hidden = self.options.num_training_steps, distributed.rank() > 0
+        last = self.options.num_training_steps
+        hidden = True if distributed.rank() > 0 else None  # None: unless it is a terminal
         self.began, self.logged_seconds = time.perf_counter(), 0.0
         total = None if last == UNSETTLED else last
         bar = {"initial": self.start, "total": total, "unit": "step", "smoothing": 0.05}
@@ -400,6 +402,7 @@ class Run:
         images = self.options.batch_size * min(counts["loss"], self.step - self.start)
         row = {"step": self.step, **means, **{name: float(v) for name, v in figures.items()}}
         row["images_per_second"] = images / max(seconds - self.logged_seconds, 1e-9)
+        self.say(self.progress(row), printed=self.bar.disable)
         try:
             append_row(self.metrics, row)
         except OSError as error:  # no log may end a run
@@ -409,6 +412,16 @@ class Run:
         self.logged_seconds = seconds
         totals.clear()
         counts.clear()
+
+    def progress(self, row: dict[str, float]) -> str:
+        """The line of log.txt for a row of metrics.csv; printed where there is no progress bar."""
+        speed, last = row["images_per_second"], self.options.num_training_steps
+        of, left = "", ""
+        if last != UNSETTLED:
+            seconds = (last - self.step) * self.options.batch_size / max(speed, 1e-9)
+            of, left = f" of {last:,}", f", {tqdm.format_interval(round(seconds))} left"
+        loss = f"loss {row['loss']:.4f}, {speed:,.0f} images per second"
+        return f"Step {self.step:,}{of}: {loss}{left}"
 
     @contextmanager
     def evaluating(self, seed: int = 1) -> Iterator[None]:

@@ -125,7 +125,7 @@ def parzen_bits(
     """
     where = device if device.type == "cuda" else torch.device("cpu")  # mps has no float64
     dim, rows = samples[0].numel(), []
-    for batch in tqdm(test.split(MAX_IMAGES), unit="batch", desc="Parzen"):
+    for batch in tqdm(test.split(MAX_IMAGES), unit="batch", desc="Parzen", disable=None):
         x = batch.flatten(1).to(where).double()
         total = torch.full((len(widths), len(x)), -math.inf, dtype=torch.float64, device=where)
         for part in samples.split(MAX_SAMPLES):

@@ -161,7 +161,7 @@ def draw_posterior(
     for number in range(1, num_draws + 1):
         steps = process.posterior_trajectory(model, y, noise_var)
         name = f"draw {number} of {num_draws}"
-        bar = tqdm(steps, name, process.num_timesteps - 1, unit="step")
+        bar = tqdm(steps, name, process.num_timesteps - 1, unit="step", disable=None)
         draws.append(check_finite(last_images(bar)))
     return draws
 

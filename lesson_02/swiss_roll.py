@@ -165,7 +165,7 @@ def train(process: DPM, model: nn.Module, options: Options) -> None:
     rate, num_steps = options.learning_rate, options.num_training_steps
     optimizer = torch.optim.Adam([*model.parameters(), *process.parameters()], rate)
     edges = strata(process.num_timesteps)  # T - 1 parts of one t each: t is uniform
-    bar = trange(num_steps, unit="step", desc="training")
+    bar = trange(num_steps, unit="step", desc="training", disable=None)
     smooth = 0.0
     for step in bar:
         optimizer.param_groups[0]["lr"] = rate * (1 - step / num_steps)

@@ -120,7 +120,7 @@ def train_on(bench: Bench, model: nn.Module, data: Images, num_steps: int) -> Em
     ema = Ema(model, 0.999)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     torch.manual_seed(bench.options.seed)
-    for step in trange(1, num_steps + 1, unit="step", desc="training"):
+    for step in trange(1, num_steps + 1, unit="step", desc="training", disable=None):
         x0, _ = batches[step]
         t = torch.randint(1, bench.process.num_timesteps + 1, (len(x0),), device=bench.device)
         losses = bench.process.loss(model, x0, t, torch.randn_like(x0))

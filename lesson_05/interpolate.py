@@ -63,7 +63,9 @@ def main(
         fractions, rows = torch.linspace(0, 1, num_columns).tolist(), []
         for t in times:
             trajectory = interpolate(process, model, x0, x0_other, t, fractions, clip_x0)
-            between = check_finite(last_images(tqdm(trajectory, f"t = {t}", t, unit="step")))
+            between = check_finite(
+                last_images(tqdm(trajectory, f"t = {t}", t, unit="step", disable=None))
+            )
             rows.append(torch.cat([x0, between, x0_other]))
     save_grid(folder / "interpolation.png", torch.cat(rows), columns=num_columns + 2)
     print(f"{folder}/interpolation.png: rows of t = {', '.join(map(str, times))}")

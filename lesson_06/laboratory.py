@@ -132,13 +132,15 @@ class Laboratory:
     def sample(self, x_T: Tensor, num_steps: int, **options: Any) -> Tensor:
         network, options = self.network(len(x_T)), {"spacing": self.spacing, **options}
         trajectory = ddim_trajectory(network, self.process, x_T, num_steps, **options)
-        bar = tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False)
+        bar = tqdm(trajectory, f"S = {num_steps}", num_steps, leave=False, disable=None)
         return check_finite(last_images(bar))
 
     def encode(self, x0: Tensor, num_steps: int) -> Tensor:
         network = self.network(len(x0))
         trajectory = ddim_encode_trajectory(network, self.process, x0, num_steps, self.spacing)
-        return last_images(tqdm(trajectory, f"S = {num_steps}, encoding", num_steps, leave=False))
+        return last_images(
+            tqdm(trajectory, f"S = {num_steps}, encoding", num_steps, leave=False, disable=None)
+        )
 
 
 def draw_eta(

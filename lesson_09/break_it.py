@@ -141,7 +141,7 @@ def relearn_v(
     descent = torch.optim.Adam(last, lr=3e-3) if optimizer == "Adam" else torch.optim.SGD(last, 3)
     batches = Batches(data.train, data.train_labels, 32, options.seed, bench.device)
     torch.manual_seed(options.seed)
-    for step in trange(1, num_training_steps + 1, unit="step", desc=optimizer):
+    for step in trange(1, num_training_steps + 1, unit="step", desc=optimizer, disable=None):
         x0, _ = batches[step]
         t = torch.randint(1, process.num_timesteps + 1, (len(x0),), device=bench.device)
         with autocast(bench.device, options.precision):

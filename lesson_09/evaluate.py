@@ -90,7 +90,7 @@ def bound(
     """The bound on images of 8-bit levels (N, C, H, W), computed batch by batch; returned on the
     CPU."""
     parts = []
-    for batch in tqdm(levels.split(batch_size), unit="batch", desc="bits/dim"):
+    for batch in tqdm(levels.split(batch_size), unit="batch", desc="bits/dim", disable=None):
         bits = process.bits_per_dim(model, from_uint8(batch), num_terms, clip_x0)
         check_finite(bits.total)
         parts.append(BitsPerDim(*(part.cpu() for part in bits)))

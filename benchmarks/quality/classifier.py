@@ -101,7 +101,7 @@ def classify(model: Classifier, levels: Tensor) -> tuple[Tensor, Tensor]:
     features, probabilities = [], []
     with autocast(device, "float32"):
         batches = levels.split(500)
-        for batch in tqdm(batches, "classifier", leave=False, disable=len(batches) < 10):
+        for batch in tqdm(batches, "classifier", leave=False, disable=len(batches) < 10 or None):
             means, logits = model.features_and_logits(from_uint8(batch.to(device)))
             features.append(means.cpu().double())
             probabilities.append(logits.softmax(1).cpu())
@@ -156,7 +156,7 @@ def main(
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {hardware(device)}")
-    bar = tqdm(range(1, steps + 1), unit="step")
+    bar = tqdm(range(1, steps + 1), unit="step", disable=None)
     for step in bar:
         images, labels = batches[step]
         with autocast(device, options.precision):

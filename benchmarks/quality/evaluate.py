@@ -139,7 +139,7 @@ class Evaluation:
         parts: list[dict[str, Tensor]] = []
         with forked_rng(plan.device, plan.seed), autocast(plan.device, "float32"):
             batches = zip(levels.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
-            bar = tqdm(list(batches), unit="batch", desc="bits/dim")
+            bar = tqdm(list(batches), unit="batch", desc="bits/dim", disable=None)
             for k, (batch, digits) in enumerate(bar):
                 images = from_uint8(batch)
                 parts.append(plan.bits_per_dim(images, digits, k, self.num_terms))

@@ -168,7 +168,7 @@ def draw(plan: SamplePlan, file: Path) -> tuple[Tensor, float]:
         batches = list(levels.split(BATCH_SIZE))
     firsts = range(0, plan.num_samples, BATCH_SIZE)
     with (
-        tqdm(total=len(firsts) * plan.num_steps, unit="step", desc="sampling") as bar,
+        tqdm(total=len(firsts) * plan.num_steps, unit="step", desc="sampling", disable=None) as bar,
         forked_rng(plan.device),
         autocast(plan.device, plan.precision),
     ):

@@ -57,7 +57,7 @@ def main(
     turns: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     with tempfile.TemporaryDirectory() as temporary:
         roots = {"before": unpack(commit, Path(temporary) / "before"), "after": ROOT}
-        for _ in tqdm(range(repeats), desc="turns", unit="turn"):
+        for _ in tqdm(range(repeats), desc="turns", unit="turn", disable=None):
             for name, root in roots.items():
                 words = [str(STEPS), str(place), str(steps), *networks]
                 turns[name].append(json.loads(run(words, root).splitlines()[-1]))

@@ -168,7 +168,9 @@ def draw_levels(draw: Draw, num_samples: int, seed: int) -> tuple[Tensor, float]
     torch.manual_seed(seed)
     start, batches = time.perf_counter(), []
     with torch.no_grad():
-        for first in tqdm(range(0, num_samples, BATCH_SIZE), desc="sampling", unit="batch"):
+        for first in tqdm(
+            range(0, num_samples, BATCH_SIZE), desc="sampling", unit="batch", disable=None
+        ):
             batches.append(to_uint8(draw(min(BATCH_SIZE, num_samples - first))))
     return torch.cat(batches), time.perf_counter() - start
 
@@ -304,7 +306,7 @@ def save_pictures(data: Images, folder: Path) -> Path:
     from torchvision.transforms.functional import to_pil_image
 
     folder.mkdir()
-    for i, levels in enumerate(tqdm(data.train, desc="pictures", unit="image")):
+    for i, levels in enumerate(tqdm(data.train, desc="pictures", unit="image", disable=None)):
         to_pil_image(levels).save(folder / f"{i:05d}.png")
     return folder
 
@@ -321,7 +323,7 @@ class Clock:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.passed, self.start = seconds, 0.0, time.perf_counter()
-        self.bar = tqdm(total=round(seconds), unit="s", desc="training")
+        self.bar = tqdm(total=round(seconds), unit="s", desc="training", disable=None)
 
     def __call__(self) -> float:
         self.passed = time.perf_counter() - self.start

@@ -22,7 +22,7 @@ def median_times(
     The first round is the warm-up and is not counted.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in functions}
-    for repeat in tqdm(range(repeats + warm_up), desc=title, unit="round"):
+    for repeat in tqdm(range(repeats + warm_up), desc=title, unit="round", disable=None):
         for name, function in functions.items():
             start = time.perf_counter()
             function()

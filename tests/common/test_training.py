@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,18 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 def test_more_or_fewer_checkpoints_are_kept(keep, number, tmp_path):
     fast_train(tmp_path, num_training_steps=5, checkpoint_every=1, keep_checkpoints=keep)
     assert len(list(tmp_path.glob("*.safetensors"))) == number
+
+
+def test_without_a_terminal_each_row_is_a_line(tmp_path, capsys):
+    """The same lines as in log.txt, and no carriage returns."""
+    fast_train(tmp_path, log_every=2, batch_size=8)
+    out, err = capsys.readouterr()
+    assert "\r" not in out + err
+    for text in (out, (tmp_path / "log.txt").read_text()):
+        lines = [line for line in text.splitlines() if line.startswith("Step ")]
+        assert len(lines) == 2
+        pattern = r"Step 2 of 4: loss \d\.\d{4}, [\d,]+ images per second, 00:\d\d left"
+        assert re.fullmatch(pattern, lines[0]), lines
 
 
 def test_losses_are_plotted_at_each_preview(tmp_path, monkeypatch):
