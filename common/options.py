@@ -103,7 +103,7 @@ class CheckpointOptions(ScriptOptions):
 
 
 @dataclass
-class SamplingOptions(CheckpointOptions, PictureOptions):
+class SamplingOptions(PictureOptions, CheckpointOptions):
     """The flags of the sampling scripts.
 
     Args:
@@ -119,7 +119,7 @@ class SamplingOptions(CheckpointOptions, PictureOptions):
 
 
 @dataclass
-class TrainingOptions(ScriptOptions, ImageOptions, PictureOptions):
+class TrainingOptions(PictureOptions, ScriptOptions, ImageOptions):
     """The flags of every training script.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from common import checkpoint, device, distributed
 from common.checkpoint import Checkpoint, find_checkpoint, saved, step_of
@@ -44,7 +44,7 @@ class Run(RunLog):
 
     Ctrl-C, SIGTERM and SIGHUP stop it after the current step, and previews, downloads and the like
     at once: it saves a checkpoint, prints how to resume, and exits with code 130, 143 or 129. A
-    second signal ends it without that. Under torchrun only process 0 writes and prints.
+    second Ctrl-C ends it without that. Under torchrun only process 0 writes and prints.
 
     Args:
         lesson: the lesson's name, which is saved in checkpoints.
@@ -107,11 +107,19 @@ class Run(RunLog):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self.context:
             if isinstance(error, Stopped):
-                if self.is_evaluating:  # the other processes wait for the end of the step
-                    distributed.all_reduce_max(error.number)
-                self.stop(agreed=self.is_evaluating)
+                error = self.stop_at_signal(error.number)
             if error is not None and not isinstance(error, UserError):
                 translate_error(self, error)
+
+    def stop_at_signal(self, number: int) -> RuntimeError:
+        """Stop; under torchrun with the other processes, which wait for the end of an evaluation.
+        Returns the error if they cannot be reached."""
+        try:
+            if self.is_evaluating:
+                distributed.all_reduce_max(number)
+        except RuntimeError as lost:
+            return lost
+        self.stop(agreed=self.is_evaluating)
 
     def on_signal(self, number: int) -> bool:
         """Whether to stop at once: not within a step, which would be lost."""
@@ -275,7 +283,7 @@ class Run(RunLog):
             self.bar.total = fit
             self.say(f"{minutes:g} minutes: {fit:,} training steps, at {seconds / done:.2g} s each")
 
-    def stop(self, agreed: bool = True) -> None:
+    def stop(self, agreed: bool = True) -> NoReturn:
         """Save a checkpoint, unless the last one is of this step, print how to resume, and exit.
 
         agreed: whether all processes stop after this step, and can wait for each other.

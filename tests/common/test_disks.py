@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import checkpoint
+from common.checkpoint import saved
 from common.errors import UserError
 
 import pytest
@@ -43,10 +44,15 @@ def test_a_quota_exceeded_while_saving(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_under_the_log(tmp_path):
-    line = stopped_by(tmp_path, lambda run: (run / "metrics.csv").symlink_to("/dev/full"))
-    assert "No space left on device" in line
-    assert "the last checkpoint is" in line
+def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys):
+    toy_run(
+        tmp_path,
+        steps=6,
+        log_every=3,
+        on_step=lambda step: step == 2 and (tmp_path / "metrics.csv").symlink_to("/dev/full"),
+    )
+    assert capsys.readouterr().out.count("metrics.csv could not be written (No space left") == 2
+    assert saved(tmp_path)[-1].name == "checkpoint_000006.safetensors"
 
 
 def test_a_folder_that_goes_away(tmp_path):

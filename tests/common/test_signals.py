@@ -124,7 +124,8 @@ def test_other_scripts_say_how_to_go_on(name, tmp_path, capsys):
     assert capsys.readouterr().err.endswith(f"stopped: the same command {how}\n")
 
 
-def test_the_second_signal_ends_it_at_once():
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_second_ctrl_c_ends_it_at_once(first):
     code = "import time; from common.stopping import stoppable\n"
     code += "with stoppable(lambda number: False):\n    print('ready', flush=True)\n"
     code += "    while True: time.sleep(0.05)"  # the first signal waits for the end of a step
@@ -132,9 +133,10 @@ def test_the_second_signal_ends_it_at_once():
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.5)
+    for number in (first, signal.SIGTERM):  # torchrun sends SIGTERM more than once
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
     process.send_signal(signal.SIGINT)
     assert process.wait(2) == -signal.SIGINT
 

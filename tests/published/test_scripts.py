@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import import_weights
+from common.checkpoint import Checkpoint
 from common.data import Images
 from common.options import CheckpointOptions, SamplingOptions
 from lesson_05 import interpolate, sample_mnist
@@ -46,12 +47,12 @@ def photographs(monkeypatch: pytest.MonkeyPatch) -> Images:
     labels = torch.zeros(12, dtype=torch.int64)
     images = Images("cifar10", levels[:8], labels[:8], levels[8:], labels[8:])
 
-    def load_images(name: str, _: object) -> Images:
-        assert name == "cifar10"
+    def load_images_for(content: Checkpoint, *_: object) -> Images:
+        assert content.dataset == "cifar10"
         return images
 
     for module in (interpolate, laboratory, evaluate):
-        monkeypatch.setattr(module, "load_images", load_images)
+        monkeypatch.setattr(module, "load_images_for", load_images_for)
     return images
 
 
