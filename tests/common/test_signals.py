@@ -45,7 +45,7 @@ def assert_stops(call: Callable[[], Any], number: int = signal.SIGINT, after: fl
     with pytest.raises(SystemExit) as end:
         call()
     assert end.value.code == 128 + number
-    assert after + 2 > time.monotonic() - start >= after
+    assert after + 2 > time.monotonic() - start >= after - 0.1  # a timer may be a little early
 
 
 @pytest.mark.parametrize("number", SIGNALS)
