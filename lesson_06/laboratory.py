@@ -74,6 +74,8 @@ def main(
     check_prompts(model, prompts, 1.0, f"{options.model_checkpoint} ({content.lesson})")
     steps = DEFAULT_STEPS[figure] if steps is None else steps
     etas = [0.0, 0.2, 0.5, 1.0] if etas is None else etas
+    if not etas:
+        raise UserError("etas is empty: name at least one η")
     if not steps:
         raise UserError("steps is empty: name at least one S")
     for num_steps in steps:

@@ -15,8 +15,9 @@ const USUAL = { label: "none", guidance: 1, steps: 25 };
 const BREAKS = {
   silent: {
     broken: { clip: true, broken: "silent" },
-    text: `Each step should add a little new noise. Without it nothing is left to chance: whatever
-      the first noise, the images become nearly the same.`,
+    text: `With η = 1 each step takes out more noise than it should keep, and new noise fills the gap.
+      Without it too little noise is left, and all starts end in nearly the same digit. (With η = 0,
+      as in Denoise, there is no gap.)`,
     line: { math: "x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s-σ^2} ε̂", mirror: "mean", gone: "noise" },
   },
   late: {

@@ -72,7 +72,7 @@ class Vectors:
         times = [0, *ddim_timesteps(t, min(options["steps"], t), "trailing")]
         for s, t in reversed(list(pairwise(times))):
             alpha_bar_t, alpha_bar_s = self.process.alpha_bar[[t, s]].tolist()
-            eps_hat = predict_noise(network, xt, t)
+            eps_hat = predict_noise(network, self.process, xt, t)
             if options["clip"]:
                 eps_hat = clip_eps(xt, eps_hat, alpha_bar_t)
             xt = ddim_step(xt, eps_hat, alpha_bar_t, alpha_bar_s, options["eta"])
@@ -85,7 +85,7 @@ class Vectors:
         for i in range(steps, 0, -1):
             t, s = times[i], times[i - 1]
             alpha_bar_t, alpha_bar_s = self.process.alpha_bar[[t, s]].tolist()
-            eps_hat = predict_noise(network, xt, i if what == "number" else t)
+            eps_hat = predict_noise(network, self.process, xt, i if what == "number" else t)
             if what != "clipping":
                 eps_hat = clip_eps(xt, eps_hat, alpha_bar_t)
             state = torch.get_rng_state()
