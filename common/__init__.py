@@ -43,5 +43,6 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 # thread that the other process keeps from running (benchmarks/README.md has figures).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-if cpu_quota() < (os.cpu_count() or 1):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpu_quota()))))
+quota = cpu_quota()
+if quota < (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(quota))))

@@ -60,7 +60,8 @@ class Checkpoint:
                 raise UserError("its step is not valid")
             json.dumps([self.config, self.training], allow_nan=False)  # fails if not plain values
             network = self.config.get("network", {})
-            flags = {k: v for k, v in self.config.items() if k[:6] != "image_" or v is not None}
+            unset = ("image_size", "image_channels")  # flags that may be None, unlike the network's
+            flags = {k: v for k, v in self.config.items() if k not in unset or v is not None}
             for name, value in [*flags.items(), *network.items()]:
                 most = MAX_SIZES.get(name, 0)
                 pair = name == "image_size" and isinstance(value, list) and len(value) == 2

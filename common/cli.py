@@ -210,7 +210,8 @@ class Parser(ArgumentParser):
         is_number = bool({int, float} & {*parts_of(self.hints[name])})
         text = value if isinstance(value, str) else json.dumps(value)
         text = text.replace('"', "") if is_number else text
-        low, most = 0 if name == "seed" else -(2**32), 10_000 if "." in name else 2**32 - 1
+        low = 0 if name == "seed" else -(2**32)
+        most = 10_000 if "." in name else 2**32 - 1  # of a network's argument, such as channels
         for number in re.findall(r"[^\s,[\]]+", text) if is_number and text != "null" else []:
             if not NUMBER.fullmatch(number):
                 self.refuse(name, text, in_words(self.hints[name]))

@@ -45,6 +45,7 @@ def check_above(bound: float, **values: float) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out, on the CPU or on a GPU."""
     words = ("allocate memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 

@@ -53,6 +53,7 @@ def export(checkpoint: str, folder: str) -> None:
     call = inspect.signature(module.UNet).bind(**content.config["network"])
     call.apply_defaults()
     config = unet_config(model, call.arguments, module)
+    scheduler = scheduler_config(content.config)
     target = expand(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists: name another folder")
@@ -60,8 +61,8 @@ def export(checkpoint: str, folder: str) -> None:
     with replacing(target / "diffusion_pytorch_model.safetensors") as temporary:
         weights = diffusers_weights(model, call.arguments, module)
         safetensors.torch.save_file(weights, temporary, {"format": "pt"})
-    files = {"config": config, "scheduler_config": scheduler_config(content.config)}
-    for name, values in {**files, "model_index": INDEX}.items():
+    files = {"config": config, "scheduler_config": scheduler, "model_index": INDEX}
+    for name, values in files.items():
         write_atomically(target / f"{name}.json", json.dumps(values, indent=2).encode())
     print(f"{target}: DDIMPipeline.from_pretrained({str(target.resolve())!r})")
 

@@ -51,9 +51,8 @@ def save_gif(
     stays for a second and a half."""
     pictures = [grid(frame, columns, scale) for frame in frames]
     fps = len(pictures) / 4 if fps is None else fps
-    duration = [max(20, round(1000 / fps))] * len(
-        pictures
-    )  # browsers show no more than 50 a second
+    milliseconds = max(20, round(1000 / fps))  # browsers show no more than 50 a second
+    duration = [milliseconds] * len(pictures)
     duration[-1] = 1500
     pictures[0].save(
         path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=True

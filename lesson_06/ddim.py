@@ -109,8 +109,8 @@ def predict_noise(model: Network, process: DDPM, xt: Tensor, t: int) -> Tensor:
     variance. At step t of a strided process of lesson 9 the network gets the time τ_t instead. Of a
     network that predicts x0 or the mean, ε̂ is the noise that goes with its x̂0 [Song21 Eq. 9]."""
     timesteps = getattr(process, "timesteps", None)
-    told = t if timesteps is None else int(timesteps[t])
-    t_batch = torch.full((len(xt),), told, device=xt.device)
+    network_t = t if timesteps is None else int(timesteps[t])
+    t_batch = torch.full((len(xt),), network_t, device=xt.device)
     out = model(xt, t_batch)[:, : xt.shape[1]]
     if getattr(process, "prediction", "eps") == "eps":
         return out

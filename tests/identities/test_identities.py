@@ -2,9 +2,11 @@
 
 from lesson_02 import dpm
 from lesson_05 import ddpm
+from lesson_05 import published as published_5
 from lesson_05 import unet as unet_5
 from lesson_05.text_to_image.text import Attention, Context
 from lesson_09 import iddpm
+from lesson_09 import published as published_9
 from lesson_09 import unet as unet_9
 
 import pytest
@@ -179,3 +181,8 @@ def test_attention_to_pixels_and_to_tokens_equals_that_of_torch(heads):
     k, v = cross.kv(context.sequence).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask[:, None, None])
     agree(cross(x, context), cross.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_lessons_5_and_9_name_diffusers_layers_alike():
+    """Their networks differ in what the time does to a block, not in the layers."""
+    assert published_5.DIFFUSERS == published_9.DIFFUSERS

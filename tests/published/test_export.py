@@ -1,7 +1,9 @@
 """Networks for other libraries: diffusers folders, and ONNX."""
 
+from dataclasses import replace
+
 from common import export, import_weights, lessons
-from common.checkpoint import Checkpoint, save
+from common.checkpoint import Checkpoint, load, save
 from common.errors import UserError
 from lesson_05 import published as five
 from lesson_06.ddim import ddim_sample
@@ -94,6 +96,19 @@ def test_diffusers_is_told_what_the_network_predicts(prediction, theirs):
     assert export.scheduler_config(config)["prediction_type"] == theirs
     with pytest.raises(UserError, match="predict the mean"):
         export.scheduler_config({**config, "prediction": "mean"})
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_a_network_that_predicts_the_mean_is_refused_before_anything_is_written(tmp_path, capsys):
+    file, folder = tmp_path / "a.safetensors", tmp_path / "folder"
+    checkpoint(file, five, "lesson_05", attention_resolutions=[8])
+    content = load(file)
+    save(file, replace(content, config={**content.config, "prediction": "mean"}))
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(file), str(folder)])
+    assert stopped.value.code == 2
+    assert "predict the mean" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 REFUSED = {
