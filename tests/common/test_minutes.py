@@ -4,9 +4,11 @@ from pathlib import Path
 
 from common import checkpoint, training
 from common.checkpoint import saved
+from common.ema import Ema
 
 import pytest
 from helpers import NETWORK, metrics, same, signal_after, train
+from torch import nn
 
 
 class Clock:
@@ -36,6 +38,21 @@ def test_the_steps_fit_the_time(tmp_path):
     assert content.step == content.config["num_training_steps"] == 23  # 0.95 x 12 s / 0.5 s
     assert "0.2 minutes: 23 training steps, at 0.5 s each" in (tmp_path / "log.txt").read_text()
     assert metrics(tmp_path)[-1]["step"] == "23"  # the last step has its row
+
+
+def test_a_slow_first_step_does_not_decide_alone(tmp_path, monkeypatch):
+    clock, update = Clock(), Ema.update_parameters
+    monkeypatch.setattr(training.time, "perf_counter", clock)
+
+    def slow_once(self: Ema, model: nn.Module) -> None:
+        update(self, model)
+        monkeypatch.setattr(Ema, "update_parameters", update)
+        clock.now += 0.5
+
+    monkeypatch.setattr(Ema, "update_parameters", slow_once)
+    quiet = {"log_every": 1000, "preview_every": 1000, "num_samples": 0}
+    train(tmp_path, NETWORK, minutes=0.4, **quiet)  # 5 % of it are 1.2 s, two steps
+    assert saved(tmp_path)[-1].name == "checkpoint_000030.safetensors"  # 0.95 x 24 s / 0.75 s
 
 
 def test_a_resumed_run_keeps_the_number_of_steps(tmp_path, monkeypatch):

@@ -112,6 +112,17 @@ def test_lessons_5_and_9_have_the_same_gaussians():
         ddpm.discretized_log_likelihood(x, ddpm.Gaussian(*p)),
         iddpm.discretized_log_likelihood(x, iddpm.Gaussian(*p)),
     )
+    for log_var in (-40.0, -9.8, 14.0, 40.0):  # levels that are wide and narrow beside σ
+        results = []
+        for lesson in (ddpm, iddpm):
+            wide = torch.full_like(x, log_var, requires_grad=True)
+            log_p = lesson.discretized_log_likelihood(x, lesson.Gaussian(x + 0.01, wide))
+            log_p.sum().backward()
+            assert wide.grad is not None
+            assert wide.grad.isfinite().all()
+            results.append((log_p, wide.grad))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     for steps, terms in [(T, None), (T, 33), (10, 4), (1, None)]:
         assert ddpm.strata(steps, terms) == iddpm.strata(steps, terms)
 
