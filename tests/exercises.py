@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 from common.exercises import verdict
+
 from helpers import ROOT
 
 
