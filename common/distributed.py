@@ -34,26 +34,38 @@ def launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched() and "RANK" in os.environ
 
 
+def number(name: str, default: int) -> int:
+    """A number that torchrun puts into the environment."""
+    value = os.environ.get(name, "")
+    return int(value) if launched() and value.isdecimal() else default
+
+
 def rank() -> int:
     """The number of this process, from 0 to world_size() - 1."""
-    return int(os.environ["RANK"]) if launched() else 0
+    return number("RANK", 0)
 
 
 def world_size() -> int:
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    return number("WORLD_SIZE", 1)
 
 
 def own_device(device: torch.device) -> torch.device:
     """The GPU of this process, if each process has one."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if launched() else ():
+        if number(name, -1) < 0:
+            raise UserError(
+                f"torchrun's variable {name} is {os.environ.get(name, '')!r}, not a number: start "
+                "the script with torchrun, or unset RANK"
+            )
     if world_size() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda":
         raise UserError(f"several processes cannot share {device.type}: add --device cpu")
-    number, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= available:
+    own, available = number("LOCAL_RANK", 0), torch.cuda.device_count()
+    if own >= available:
         raise UserError(f"more processes than GPUs: use --nproc-per-node {available}")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
 
 
 def init(device: torch.device) -> None:

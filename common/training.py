@@ -267,6 +267,8 @@ class Run(RunLog):
         if distributed.rank() > 0:
             raise SystemExit(0)  # process 0 does the rest
         self.in_step = self.in_loop = False  # all is saved
+        if not saved(self.folder):  # a finished run, resumed into a new folder
+            self.save()
         seconds = time.perf_counter() - self.began
         percent = 100 * self.evaluation_seconds / max(seconds, 1e-9)
         self.say(f"Trained for {seconds:.0f} s, {percent:.1f} % of it for previews and logs")

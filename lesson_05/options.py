@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.options import TrainingOptions
-from lesson_05.ddpm import Objective, Prediction, Variance
+from lesson_05.ddpm import Objective, Prediction, Variance, linear_beta
 
 
 @dataclass
@@ -20,6 +20,10 @@ class ProcessOptions(TrainingOptions):
     beta_1: float = 1e-4
     beta_T: float = 0.02
     variance: Variance = "beta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        linear_beta(self.num_timesteps, self.beta_1, self.beta_T)  # says what is wrong with them
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Several processes, as torchrun starts them, do what one does; if one dies, all stop."""
 
 from common import distributed
+from common.errors import UserError
 from common.options import TrainingOptions
 from common.training import Run
 from lesson_05.ddpm import DDPM
@@ -90,3 +91,17 @@ def test_microbatches_hold_less_memory():
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             called(torch.randn(8, 1, 28, 28))
     assert sizes[1] < sizes[0] / 4
+
+
+def test_torchruns_variables_must_be_numbers(tmp_path, monkeypatch):
+    """As left in the environment by hand, or by a notebook that torchrun once started."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    run = dict(output_dir=str(tmp_path), dataset="digits", device="cpu")
+    Run("lesson_05", TrainingOptions(**run))  # without RANK it is no run of torchrun
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(UserError, match="variable RANK is 'x', not a number: start the script"):
+        Run("lesson_05", TrainingOptions(**run))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UserError, match="variable WORLD_SIZE is '', not a number"):
+        Run("lesson_05", TrainingOptions(**run))

@@ -176,3 +176,12 @@ def test_a_resumed_run_lets_go_of_the_file(tmp_path):
 
     toy_run(tmp_path, steps=3, resume="latest", on_step=check)
     assert mapped == [False]
+
+
+def test_a_finished_run_can_be_resumed_into_a_new_folder(tmp_path, capsys):
+    """There is nothing left to train: samples and a checkpoint are written there."""
+    first = train(tmp_path / "first", num_training_steps=2)
+    second = train(tmp_path / "second", num_training_steps=2, resume=str(saved(first)[-1]))
+    one, other = (checkpoint.load(saved(folder)[-1]) for folder in (first, second))
+    assert same(one.tensors, other.tensors)
+    assert str(saved(second)[-1]) in capsys.readouterr().out
