@@ -190,7 +190,10 @@ def from_torchvision(name: str, folder: Path) -> Images:
     if not is_complete(kind, folder):
         print(f"Downloading {name} into {folder}", flush=True)
         download(kind, folder)
-    return Images(name, *read_images(kind, folder, True), *read_images(kind, folder, False))
+    data = Images(name, *read_images(kind, folder, True), *read_images(kind, folder, False))
+    if data.train.shape[1:] != data.test.shape[1:]:
+        raise UserError(f"training and test images of {name} in {folder} differ in size")
+    return data
 
 
 def is_complete(kind: Any, folder: Path) -> bool:
@@ -211,6 +214,8 @@ def read_images(kind: Any, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{len(images)} images, {len(labels)} labels")
         if not images.numel():
             raise ValueError("the images have no pixels")
+        if not 0 <= labels.min() <= labels.max() < len(DIGITS):
+            raise ValueError(f"a label is not from 0 to {len(DIGITS) - 1}")
     except Exception as error:  # torchvision's parsers fail in many ways
         reason = one_line(error, 200).split(". ")[0]
         raise UserError(

@@ -147,6 +147,7 @@ def read_idx(folder: Path) -> None:
     assert data.train.dtype == torch.uint8
     assert data.train.shape[1:] == data.test.shape[1:]
     assert len(data.train) == len(data.train_labels)
+    assert data.train_labels.max() < 10
 
 
 def write_idx(folder: Path, files: dict[str, bytes]) -> Path:

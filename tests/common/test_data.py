@@ -159,6 +159,16 @@ def test_a_damaged_file_is_reported(folder_of_mnist, content):
     assert path.read_bytes() == content
 
 
+def test_labels_beyond_the_classes_and_images_of_two_sizes_are_refused(folder_of_mnist):
+    raw = folder_of_mnist / "MNIST" / "raw"
+    (raw / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((6, 32, 32))))
+    with pytest.raises(UserError, match="training and test images of mnist in .* differ in size"):
+        load_images("mnist", folder_of_mnist)
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.full(12, 10)))
+    with pytest.raises(UserError, match=r"cannot be read \(a label is not from 0 to 9\)"):
+        load_images("mnist", folder_of_mnist)
+
+
 def test_a_folder_in_the_place_of_a_file_is_reported(folder_of_mnist, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     path = folder_of_mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
