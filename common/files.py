@@ -153,19 +153,21 @@ def fetch(address: str, sha256: str | None, check: Callable[[Path], object]) -> 
 
     Args:
         address: http(s).
-        sha256: the expected sha256. A cached file with another one is downloaded again.
-        check: a function that raises ValueError for a file of the wrong kind.
+        sha256: the expected sha256.
+        check: a function that raises ValueError for a file of the wrong kind. A cached file that
+            does not pass it, or has another sha256, is downloaded again.
     """
     path = cached(address)
-    if path.exists() and (not sha256 or file_sha256(path) == sha256.lower()):
-        return path
-    make_folder(path.parent, "XDG_CACHE_HOME")
 
     def check_all(file: Path) -> None:
         if sha256 and (found := file_sha256(file)) != sha256.lower():
             raise ValueError(f"it has the sha256 {found}, not {sha256}")
         check(file)
 
+    with contextlib.suppress(ValueError, OSError):
+        check_all(path)
+        return path
+    make_folder(path.parent, "XDG_CACHE_HOME")
     download(address, path, check_all)
     return path
 

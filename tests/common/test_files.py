@@ -285,10 +285,13 @@ def test_a_download_with_another_sum_is_not_kept(address, cache):
     assert not list(cache.iterdir())
 
 
-def test_a_damaged_file_in_the_cache_is_downloaded_again_if_its_sum_is_known(address, cache):
-    path = files.fetch(f"{address}/good", SUM, check)
-    path.write_bytes(b"a file that was damaged")
-    assert files.fetch(f"{address}/good", SUM, check).read_bytes() == BODY
+@pytest.mark.parametrize(
+    ("sha256", "content"), [(SUM, b"a file that was damaged"), (None, b"damaged"), (None, b"")]
+)
+def test_a_damaged_file_in_the_cache_is_downloaded_again(address, cache, sha256, content):
+    path = files.fetch(f"{address}/good", sha256, check)
+    path.write_bytes(content)
+    assert files.fetch(f"{address}/good", sha256, check).read_bytes() == BODY
 
 
 def test_size_and_time_of_a_download_are_limited(address, cache, monkeypatch):
