@@ -108,4 +108,5 @@ def hardware(device: torch.device) -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    count = torch.get_num_threads()
+    return f"{name}, {count} thread{'s' if count > 1 else ''} of {os.cpu_count()}"

@@ -162,7 +162,7 @@ def test_a_damaged_file_is_reported(folder_of_mnist, content):
 def test_labels_beyond_the_classes_and_images_of_two_sizes_are_refused(folder_of_mnist):
     raw = folder_of_mnist / "MNIST" / "raw"
     (raw / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((6, 32, 32))))
-    with pytest.raises(UserError, match="training and test images of mnist in .* differ in size"):
+    with pytest.raises(UserError, match=r"training and test images of mnist in .* differ in size"):
         load_images("mnist", folder_of_mnist)
     (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.full(12, 10)))
     with pytest.raises(UserError, match=r"cannot be read \(a label is not from 0 to 9\)"):
