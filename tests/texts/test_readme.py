@@ -232,7 +232,7 @@ def test_each_lesson_shows_samples_of_the_scoreboard():
 
 
 def test_the_glossary_has_a_line_of_code_and_a_lesson_for_each_term():
-    first, *entries = re.split(r"^### ", (ROOT / "GLOSSARY.md").read_text(), flags=re.MULTILINE)
+    _, *entries = re.split(r"^### ", (ROOT / "GLOSSARY.md").read_text(), flags=re.MULTILINE)
     assert 20 <= len(entries) <= 25
     terms = [entry.splitlines()[0] for entry in entries]
     assert terms == sorted(terms, key=str.lower)
