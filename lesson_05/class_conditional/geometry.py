@@ -9,6 +9,7 @@ import math
 
 from common import cli
 from common.files import output_folder
+from common.options import ScriptOptions
 from lesson_05.ddpm import DDPM, Gaussian, linear_beta
 from lesson_05.guidance import Guided
 
@@ -18,19 +19,18 @@ from torch import Tensor
 GREY, BLUE, ORANGE, RED = "#6b7280", "#2563eb", "#d97706", "#dc2626"
 
 
-def main(scales: list[float] | None = None, output_dir: str | None = None) -> None:
+def main(scales: list[float] | None = None, options: ScriptOptions = ScriptOptions()) -> None:
     """Print mean and variance of the density and of the samples, for c = 1; write guidance.svg.
 
     Args:
         scales: of guidance; 1, 2, 4 and 8 unless given.
-        output_dir: folder for the file; output/ in the lesson's folder unless given.
     """
-    process = DDPM(linear_beta(1000))
+    process = DDPM(linear_beta(1000))  # nothing is drawn: the moments are computed
     print("| s | the density | the samples | with 20 Langevin steps at each t |\n|---|---|---|---|")
     for s in scales or [1.0, 2.0, 4.0, 8.0]:
         results = density(s), sampled(process, s), sampled(process, s, 20)
         print(f"| {s:g} | " + " | ".join(f"{m:.3f}, {v:.3f}" for m, v in results) + " |")
-    folder = output_folder(output_dir, "lesson_05.class_conditional")
+    folder = output_folder(options.output_dir, "lesson_05.class_conditional")
     (folder / "guidance.svg").write_text(drawing(process), encoding="utf-8")
     print(f"{folder}/guidance.svg")
 

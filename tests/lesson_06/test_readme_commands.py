@@ -18,11 +18,15 @@ TINY = {
     "sample_ddim.py": "--num_samples 4 --num_steps 5",
     "laboratory.py": "--dataset digits --num_samples 2 --steps 3",
     "break_it.py": "--num_samples 2 --num_steps 3 --model_checkpoint shipped",
+    "health.py": "--dataset digits --num_images 8 --model_checkpoint shipped",
+    "geometry.py": "--scales 2",
 }
 PICTURE = {
     "sample_ddim.py": "unconditional.png",
     "laboratory.py": "{figure}.png",
     "break_it.py": "broken_*.png",
+    "health.py": "health.md",
+    "geometry.py": "guidance.svg",
 }
 
 
