@@ -145,9 +145,9 @@ def density_panel(process: DDPM, s: float) -> list[str]:
         text(450, 32, "The densities, where all is known", size=16),
         f'<path d="M{left},{bottom} H{right}" stroke="{GREY}" stroke-width="1"/>',
     ]
-    for x in range(-4, 5, 2):
-        at = left + width * (x - low) / (high - low)
-        parts.append(text(at - 5, bottom + 20, f"{x}".replace("-", "−"), GREY))
+    for tick in range(-4, 5, 2):
+        at = left + width * (tick - low) / (high - low)
+        parts.append(text(at - 5, bottom + 20, f"{tick}".replace("-", "−"), GREY))
     for number, (mean, variance, colour, dash, name) in enumerate(curves):
         points = []
         for k in range(171):

@@ -99,8 +99,9 @@ def check_4_one_token() -> None:
     attention = Attention(8, 8, 1)
     context = Context(torch.randn(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
     attention(torch.randn(1, 4, 8), context).square().sum().backward()
-    found = {"q": attention.q.weight.grad, "out": attention.out.weight.grad}
-    found["k"], found["v"] = attention.kv.weight.grad.chunk(2)
+    found: dict[str, Any] = {"q": attention.q.weight.grad, "out": attention.out.weight.grad}
+    keys_and_values: Any = attention.kv.weight.grad
+    found["k"], found["v"] = keys_and_values.chunk(2)
     zero = {name for name, grad in found.items() if grad.abs().max() < 1e-6}
     assert isinstance(without_gradient, set), 'a set of names, such as {"q", "out"}'
     assert without_gradient == zero, "what is the softmax of a single number?"
@@ -122,7 +123,7 @@ def check_5_guided() -> None:
     calls = []
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+            weight.add_(0.1 * torch.randn_like(weight))
         xt, t = torch.randn(2, 1, 16, 16), torch.tensor([5, 900])
         tokens = tokenize(["a handwritten 7", "three"])
         expected = model.bind(tokens, 2.5)(xt, t)
