@@ -232,6 +232,18 @@ def test_each_lesson_shows_samples_of_the_scoreboard():
         assert re.search(r"scoreboard/(\w+)\.png", row)[1] in results, row
 
 
+def test_the_sizes_of_the_networks_in_the_readme_are_those_of_the_scoreboard():
+    results = read_json(scoreboard.STORED / "results.json")
+    text = (ROOT / "README.md").read_text()
+    sizes = [
+        (f"{results[row]['parameters'] / 1e6:.2f} M", f"{results[row]['training_steps']:,}")
+        for row in ("text", "classes")
+    ]
+    (size, steps), (other_size, other_steps) = sizes
+    assert f"has {size} parameters and was trained for {steps} steps" in text
+    assert f"the one with labels has {other_size} and was trained for {other_steps}." in text
+
+
 def test_the_glossary_has_a_line_of_code_and_a_lesson_for_each_term():
     _, *entries = re.split(r"^### ", (ROOT / "GLOSSARY.md").read_text(), flags=re.MULTILINE)
     assert 20 <= len(entries) <= 25
