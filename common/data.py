@@ -1,8 +1,8 @@
 """Data sets and folders of images, held in memory as uint8, and shuffled batches of them.
 
-Files in torchvision's layout are looked for in `--data_dir`, else in $DIFFUSION_DATA, else in data/
-at the root of the repository. Missing ones are downloaded from torchvision's addresses and checked
-against torchvision's checksums.
+Files in torchvision's layout are read from `--data_dir`; without it from $DIFFUSION_DATA; and if
+that is not set either, from data/ at the root of the repository. Missing files are downloaded from
+torchvision's addresses and checked against torchvision's checksums.
 """
 
 import os

@@ -35,9 +35,9 @@ class DataOptions:
 
     Args:
         dataset: auto is MNIST or, if it is not available, scikit-learn's digits; folder is the
-            images in data_dir, PNG, JPEG or WebP files, each subfolder a class.
-        data_dir: folder of your images, or of the data in torchvision's layout; the latter else in
-            $DIFFUSION_DATA, else in data/.
+            PNG, JPEG or WebP files in data_dir, where each subfolder is a class.
+        data_dir: folder of your images, or of a data set in torchvision's layout. A data set
+            without this flag is read from $DIFFUSION_DATA or, if that is not set, from data/.
     """
 
     dataset: Dataset = "auto"
@@ -94,7 +94,7 @@ class CheckpointOptions(ScriptOptions):
     """The checkpoint of a trained network.
 
     Args:
-        model_checkpoint: a file, or an http(s) address; the shipped one unless given.
+        model_checkpoint: a file or an http(s) address; the shipped checkpoint unless given.
         sha256: the expected sha256 of the file; any other file is refused.
     """
 

@@ -11,8 +11,8 @@ from helpers import ROOT
 
 
 def fresh(lesson: str) -> ModuleType:
-    """A new copy of LESSON/exercises.py, with its blanks."""
-    module = import_module(f"{lesson}.exercises")
+    """A new copy of LESSON/exercises.py, with its blanks. LESSON is a folder."""
+    module = import_module(f"{lesson}.exercises".replace("/", "."))
     copy = ModuleType(module.__name__)
     copy.__file__ = module.__file__
     source = (ROOT / lesson / "exercises.py").read_text(encoding="utf-8")

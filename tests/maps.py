@@ -25,8 +25,9 @@ Claim = tuple[str, str, str]  # equation, file, name: "Ho20 Eq. 4", "lesson_05/d
 
 
 def readmes() -> list[Path]:
-    """The READMEs of the lessons."""
-    return sorted(p for p in ROOT.glob("lesson_*/**/README.md") if "output" not in p.parts)
+    """The READMEs of the lessons, and the glossary."""
+    lessons = sorted(p for p in ROOT.glob("lesson_*/**/README.md") if "output" not in p.parts)
+    return [*ROOT.glob("GLOSSARY.md"), *lessons]
 
 
 def equations(text: str, paper: str = "") -> Iterator[str]:

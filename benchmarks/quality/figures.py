@@ -72,6 +72,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
         "lesson_05/class_conditional/pretrained/mnist.safetensors",
         [
             Recipe("lesson_05.class_conditional.sample_mnist", names("samples.png")),
+            Recipe("lesson_05.class_conditional.geometry", names("guidance.svg")),
             Recipe(
                 "lesson_05.class_conditional.break_it",
                 names("broken_too_insistent.png broken_never_dropped.png broken_no_difference.png"),

@@ -32,8 +32,8 @@ def main(
 
     Args:
         what: no_mask, attention to the padding as if it were text; wrong_null, guidance away from a
-            prompt instead of the null prompt; too_insistent, too much guidance. All three unless
-            given.
+            prompt instead of the null prompt, and the word "null" as a prompt; too_insistent, too
+            much guidance. All three unless given.
         num_steps: steps of `preview`, fewer than the T steps of Algorithm 2.
     """
     check_at_least(1, num_steps=num_steps)
@@ -70,15 +70,18 @@ def no_mask(bench: Bench, num_steps: int) -> dict[str, Tensor]:
 
 
 def wrong_null(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """Guidance away from the second prompt, such as "one", as if it were the null prompt."""
+    """Guidance away from the second prompt, such as "one", as if it were the null prompt; and what
+    the network draws for the word "null"."""
     tokens, second = prompts(bench), words(bench)[:2][-1]
     condition = bench.model.encode(tokens)
     wrong = bench.model.encode(tokens[[1] * len(tokens)]) if len(tokens) > 1 else condition
+    word = tokenize(["null"] * len(tokens)).to(bench.device)
     return {
         "away from null": sample(bench, bench.model.bind(tokens, 3.0), num_steps),
         f'away from "{second}"': sample(
             bench, Guided(bench.model, 3.0, condition, wrong), num_steps
         ),
+        'the word "null"': sample(bench, bench.model.bind(word), num_steps),
     }
 
 

@@ -18,11 +18,15 @@ TINY = {
     "sample_ddim.py": "--num_samples 4 --num_steps 5",
     "laboratory.py": "--dataset digits --num_samples 2 --steps 3",
     "break_it.py": "--num_samples 2 --num_steps 3 --model_checkpoint shipped",
+    "health.py": "--dataset digits --num_images 8",
+    "geometry.py": "--scales 2",
 }
 PICTURE = {
     "sample_ddim.py": "unconditional.png",
     "laboratory.py": "{figure}.png",
     "break_it.py": "broken_*.png",
+    "health.py": "health.md",
+    "geometry.py": "guidance.svg",
 }
 
 
@@ -47,7 +51,7 @@ def test_every_command_of_the_readmes_runs(
     words += [*TINY[words[0]].split(), "--device", "cpu", "--output_dir", str(tmp_path)]
     if "--model_checkpoint" in words:
         words[words.index("--model_checkpoint") + 1] = checkpoints[lesson]
-    elif words[0] == "sample_mnist.py":
+    elif words[0] in ("sample_mnist.py", "health.py"):
         words += ["--model_checkpoint", checkpoints[lesson]]
     if first:
         result = subprocess.run(

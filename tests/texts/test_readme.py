@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import figures, scoreboard
-from benchmarks.quality.evaluate import columns
 from benchmarks.records import read_json
 
 import pytest
@@ -23,6 +22,7 @@ from PIL import Image
 FOLDERS = [p for p in ROOT.glob("*") if p.is_dir() and p.name[0] != "." and p.name != "data"]
 READMES = [
     ROOT / "README.md",
+    ROOT / "GLOSSARY.md",
     *sorted(
         p for f in FOLDERS for p in f.rglob("README.md") if "output" not in p.relative_to(f).parts
     ),
@@ -68,7 +68,7 @@ def test_every_make_target_exists():
                 subprocess.run([*line.split(), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
-LESSON_5 = [ROOT / "README.md", ROOT / "lesson_05" / "README.md"]
+LESSON_5 = [ROOT / name / "README.md" for name in (".", "common", "lesson_05")]
 SCRIPTS = [(r, line) for r in LESSON_5 for line in scripts(r)]
 
 
@@ -76,7 +76,8 @@ SCRIPTS = [(r, line) for r in LESSON_5 for line in scripts(r)]
 def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monkeypatch, capsys):
     """In its folder; the first in a separate process, as a user would run it."""
     words = shlex.split(line)[1:]
-    folder = readme.parent if (readme.parent / words[0]).exists() else ROOT / "lesson_05"
+    folders = (readme.parent, ROOT, ROOT / "lesson_05")
+    folder = next(folder for folder in folders if (folder / words[0]).exists())
     if "--data_dir" in words:  # a folder of one's own images
         words[words.index("--data_dir") + 1] = str(tmp_path / "photos")
         (tmp_path / "photos").mkdir()
@@ -222,20 +223,36 @@ def test_mathematics_survives_markdown(readme):
         assert formula.count("{") == formula.count("}"), formula
 
 
-def test_figures_of_the_lessons_are_those_of_the_scoreboard():
-    """In the table of lessons, each row with a picture from the scoreboard has the FID of 500
-    samples and the bits/dim of that row of the scoreboard."""
-    results = read_json(scoreboard.STORED / "results.json")
+def test_each_lesson_shows_samples_of_the_scoreboard():
     text = (ROOT / "README.md").read_text().split("## The lessons")[1].split("\n## ")[0]
-    rows = [line.split("|")[1:-1] for line in text.splitlines() if "benchmarks/scoreboard/" in line]
+    rows = [line for line in text.splitlines() if "README.md)" in line and line.startswith("|")]
+    results = read_json(scoreboard.STORED / "results.json")
     assert len(rows) == 6
-    head = next(line for line in text.splitlines() if line.startswith("|")).split("|")[1:-1]
-    fid, bits = ([name.strip() for name in head].index(name) for name in ("FID", "bits/dim"))
     for row in rows:
-        name = re.search(r"scoreboard/(\w+)\.png", "".join(row))[1]
-        measured = columns(results[name])
-        assert row[fid].strip() == measured["FID of 500"], name
-        assert row[bits].strip() == measured["bits/dim"], name
+        assert re.search(r"scoreboard/(\w+)\.png", row)[1] in results, row
+
+
+def test_the_sizes_of_the_networks_in_the_readme_are_those_of_the_scoreboard():
+    results = read_json(scoreboard.STORED / "results.json")
+    text = (ROOT / "README.md").read_text()
+    sizes = [
+        (f"{results[row]['parameters'] / 1e6:.2f} M", f"{results[row]['training_steps']:,}")
+        for row in ("text", "classes")
+    ]
+    (size, steps), (other_size, other_steps) = sizes
+    assert f"has {size} parameters and was trained for {steps} steps" in text
+    assert f"the one with labels has {other_size} and was trained for {other_steps}." in text
+
+
+def test_the_glossary_has_a_line_of_code_and_a_lesson_for_each_term():
+    _, *entries = re.split(r"^### ", (ROOT / "GLOSSARY.md").read_text(), flags=re.MULTILINE)
+    assert 20 <= len(entries) <= 25
+    terms = [entry.splitlines()[0] for entry in entries]
+    assert terms == sorted(terms, key=str.lower)
+    for entry in entries:
+        assert re.search(r"Code: \[`[\w.]+`\]\([\w/]+\.py#L\d+\)", entry), entry
+        assert re.search(r"\]\(lesson_\d\d/[\w/]*README\.md\)", entry), entry
+        assert len(entry.split("Code: ")[0].split()) < 80, f"too long: {entry}"
 
 
 def test_the_fid_of_balanced_real_images_in_the_readmes_was_measured():
@@ -243,7 +260,6 @@ def test_the_fid_of_balanced_real_images_in_the_readmes_was_measured():
     asked, drawn = (f"{results[row]['real']['fid_500']:.3g}" for row in ("text", "real"))
     text = (ROOT / "benchmarks" / "README.md").read_text()
     assert f"of 500 such images FID is {asked}, of 500 drawn at random {drawn}." in text
-    assert f"real images get {asked} in it" in (ROOT / "README.md").read_text()
     floors = {
         results[row]["real"]["fid_500"] for row in ("classes", "classes_guided", "text_guided")
     }
