@@ -45,9 +45,9 @@ def chain() -> str:
         words(405, 272, "Reverse process p: a learned Gaussian for t = T, ..., 2", RED, 17),
         words(130, 228, "not learned,", GREY, 13),
         words(130, 246, "left out when sampling", GREY, 13),
-        words(68, 80, "data, variance 1", INK, 13),
-        words(745, 80, "noise: π = N(0, 1)", INK, 13),
-        words(745, 228, "sampling starts here", INK, 13),
+        words(82, 80, "data, variance 1", INK, 13),
+        words(735, 80, "noise: π = N(0, 1)", INK, 13),
+        words(735, 228, "sampling starts here", INK, 13),
     ]
     return page(820, 300, parts)
 

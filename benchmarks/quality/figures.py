@@ -41,6 +41,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
     "lesson_02": (
         "lesson_02/pretrained/mnist.safetensors",
         [
+            Recipe("lesson_02.drawings", names("chain.svg network.svg")),
             Recipe("lesson_02.sample_mnist", names("samples.png reverse.png")),
             Recipe("lesson_02.sample_mnist --inpaint left --dataset mnist", names("inpainted.png")),
             Recipe("lesson_02.sample_mnist --denoise 0.5 --dataset mnist", names("denoised.png")),
