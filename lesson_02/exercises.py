@@ -1,4 +1,4 @@
-# ruff: noqa: F841 (names that are waiting for the blanks)
+# ruff: noqa: F841, RUF059 (names that are waiting for the blanks)
 """Six exercises: fill in each `...`, then run this file from its folder.
 
     python exercises.py        # all of them
