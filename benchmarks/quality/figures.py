@@ -48,7 +48,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             Recipe("lesson_02.swiss_roll", names("swiss_roll.png")),
             Recipe("bound lesson_02", names("bound.png")),
             Recipe(
-                "lesson_02.break_it",
+                "lesson_02.break_it --num_images 16",
                 names("broken_no_noise.png broken_fixed_variance.png broken_late_evidence.png"),
             ),
         ],

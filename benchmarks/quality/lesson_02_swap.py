@@ -73,13 +73,14 @@ def main(
     judge, T = classifier.load().to(device), process.num_timesteps
     facts = environment(device, "torch")
     print(f"{num_samples} samples, seed {options.seed}, {facts['hardware']}")
-    rows = {}
-    for name, lower, upper in [
+    mixtures: list[tuple[str, Network, Network]] = [
         ("lesson 2's network at all t", own, own),
         (f"lesson 5's at t > {border}", own, borrowed),
         (f"lesson 5's at t ≤ {border}", borrowed, own),
         ("lesson 5's at all t", borrowed, borrowed),
-    ]:
+    ]
+    rows = {}
+    for name, lower, upper in mixtures:
 
         def mixture(xt: Tensor, t: Tensor, low: Network = lower, high: Network = upper) -> Tensor:
             return (low if t[0] <= border else high)(xt, t)
