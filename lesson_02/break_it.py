@@ -34,14 +34,15 @@ def main(
         what: no_noise, each reverse step returns its mean; fixed_variance, its variance is that of
             the forward step; late_evidence, inpainting sets the known pixels only after the last
             step. All of them unless given.
-        num_images: test images for the bound of fixed_variance.
+        num_images: test images for the bound of fixed_variance, and for the fit of the two halves
+            that late_evidence prints.
         data_dir: folder of the test images; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(2, num_images=num_images)
     breaks: dict[Break, Callable[[Bench], dict[str, Tensor]]] = {
         "no_noise": no_noise,
         "fixed_variance": partial(fixed_variance, num_images=num_images, data_dir=data_dir),
-        "late_evidence": partial(late_evidence, data_dir=data_dir),
+        "late_evidence": partial(late_evidence, num_images=num_images, data_dir=data_dir),
     }
     run_breaks("lesson_02", breaks, what, options)
 
@@ -76,8 +77,13 @@ def broken(kind: type[DPM], bench: Bench) -> DPM:
 def sample(
     bench: Bench, process: DPM, name: str, evidence: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Samples x1 (B, C, H, W); the noise is the same in every call."""
-    trajectory = process.trajectory(bench.model, bench.noise(), evidence)
+    """Samples x1 (B, C, H, W), one for each image of the evidence or num_samples; the noise is the
+    same in every call."""
+    x_T = bench.noise()
+    if evidence is not None:
+        more = len(evidence[0]) - len(x_T)
+        x_T = torch.cat([x_T, torch.randn(more, *x_T.shape[1:], device=x_T.device)])
+    trajectory = process.trajectory(bench.model, x_T, evidence)
     return bench.last(trajectory, process.num_timesteps - 1, name)
 
 
@@ -94,12 +100,15 @@ def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def no_noise(bench: Bench) -> dict[str, Tensor]:
-    """The mean over all possible next images is blurred, and every step blurs further."""
+    """The chain of means falls into the most probable image, which is empty."""
     rows = {
         "unchanged": sample(bench, bench.process, "unchanged"),
         "no noise": sample(bench, broken(NoNoise, bench), "no noise"),
     }
-    return decoded(bench, rows)
+    rows = decoded(bench, rows)
+    for name, images in rows.items():
+        print(f"{name}: {(images > 0).float().mean():.1%} of the pixels are bright")
+    return rows
 
 
 def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[str, Tensor]:
@@ -117,18 +126,28 @@ def fixed_variance(bench: Bench, num_images: int, data_dir: str | None) -> dict[
     return decoded(bench, rows)
 
 
-def late_evidence(bench: Bench, data_dir: str | None) -> dict[str, Tensor]:
+def late_evidence(bench: Bench, num_images: int, data_dir: str | None) -> dict[str, Tensor]:
     """The missing half can match the known half only if every step sees the known half."""
-    x0 = load_x0(bench, bench.options.num_samples, data_dir)
+    count = bench.options.num_samples
+    x0 = load_x0(bench, max(num_images, count), data_dir)
     missing = read_mask("left", x0.shape[-2], x0.shape[-1]).to(x0.device)
+    nothing = x0, torch.full_like(x0, torch.inf)
     evidence = x0, torch.where(missing, torch.inf, 0.0).expand_as(x0)
-    x1 = sample(bench, bench.process, "at the end")
     rows = {
         "the image": x0,
         "in every step": sample(bench, bench.process, "in every step", evidence),
-        "at the end": torch.where(missing, x1, x0),
+        "at the end": torch.where(missing, sample(bench, bench.process, "late", nothing), x0),
     }
-    return decoded(bench, rows)
+    for name, images in rows.items():
+        print(f"{name}: correlation of the pixels on both sides of the seam {seam(images):.2f}")
+    return {name: images[:count] for name, images in decoded(bench, rows).items()}
+
+
+def seam(images: Tensor) -> float:
+    """The correlation of the last missing with the first known column, over all images and rows."""
+    half = images.shape[-1] // 2
+    columns = torch.stack([images[..., half - 1].flatten(), images[..., half].flatten()])
+    return torch.corrcoef(columns.float())[0, 1].item()
 
 
 if __name__ == "__main__":

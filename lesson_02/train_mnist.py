@@ -117,7 +117,7 @@ def save_bound(folder: Path, ceiling: float) -> None:
     curves = {columns[name]: curve for name, curve in read.items()}
     steps = read["k_minus_null_train"][0]
     curves["ceiling"] = (steps, [ceiling] * len(steps))
-    title = "The bound K, above that of an isotropic Gaussian, and the highest that β_1 allows."
+    title = "The bound on the log-likelihood, relative to a standard normal distribution"
     label = "K - L_null, bits per pixel"
     save_plot(folder / "bound.png", curves, "training step", label, title, yscale="linear")
 

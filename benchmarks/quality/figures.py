@@ -41,13 +41,14 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
     "lesson_02": (
         "lesson_02/pretrained/mnist.safetensors",
         [
+            Recipe("lesson_02.drawings", names("chain.svg network.svg")),
             Recipe("lesson_02.sample_mnist", names("samples.png reverse.png")),
             Recipe("lesson_02.sample_mnist --inpaint left --dataset mnist", names("inpainted.png")),
             Recipe("lesson_02.sample_mnist --denoise 0.5 --dataset mnist", names("denoised.png")),
             Recipe("lesson_02.swiss_roll", names("swiss_roll.png")),
             Recipe("bound lesson_02", names("bound.png")),
             Recipe(
-                "lesson_02.break_it",
+                "lesson_02.break_it --num_images 16",
                 names("broken_no_noise.png broken_fixed_variance.png broken_late_evidence.png"),
             ),
         ],

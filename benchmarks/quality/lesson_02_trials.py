@@ -17,16 +17,16 @@ from common.ema import Ema
 from common.files import write_atomically
 from common.options import ScriptOptions
 from lesson_02.dpm import DPM, Gaussian, Pair, draw_times, erasing_beta, k_minus_null, strata
-from lesson_02.network import ConvDense
+from lesson_02.network import ConvDense, MultiScaleConv, initialise
 from lesson_02.scaler import Scaler
 from lesson_05.sample_mnist import SHIPPED, load
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-T, TIMES = 1000, (3, 32, 350, 850)
+T, TIMES = 1000, (3, 32, 350, 700, 850)
 
 
 class PlainB(DPM):
@@ -47,6 +47,32 @@ class NoiseMean(DPM):
         return super().p_mean_variance(torch.cat([scaled, b], 1), xt, t)
 
 
+class SeesTime(ConvDense):
+    """The first convolution and the first dense layer also get t/T and log t / log T as inputs."""
+
+    def __init__(self, image_channels: int, *args: Any, **network: Any) -> None:
+        super().__init__(image_channels, *args, **network)
+        conv, dense = cast(Any, self.convs[0].convs), cast(Any, self.denses[0])
+        first = MultiScaleConv(
+            image_channels + 2, conv[0].out_channels, len(conv), conv[0].kernel_size[0]
+        )
+        layers = nn.ModuleList([first, nn.Linear(dense.in_features + 2, dense.out_features)])
+        layers.apply(initialise)
+        self.clock = torch.empty(0)
+        for layer, path in zip(layers, (self.convs, self.denses), strict=True):
+            layer.register_forward_pre_hook(self.add_clock)
+            path[0] = layer
+
+    def add_clock(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        (h,) = inputs
+        clock = self.clock.view(*self.clock.shape, *[1] * (h.dim() - 2))
+        return torch.cat([h, clock.expand(-1, -1, *h.shape[2:])], 1)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        self.clock = torch.stack([t / T, t.log() / math.log(T)], 1)
+        return super().forward(xt, t)
+
+
 # What differs from the first row, which is lesson 2's preset of before these trials.
 SCALES = {"num_scales": 3, "conv_channels": 32, "readout_channels": 32}
 TRIALS: dict[str, dict[str, Any]] = {
@@ -59,6 +85,12 @@ TRIALS: dict[str, dict[str, Any]] = {
         "network": {**SCALES, "log_bumps": True},
         "learning_rate": 3e-3,
         "batch_size": 64,
+    },
+    "all of these four, and the layers see t": {
+        "network": {**SCALES, "log_bumps": True},
+        "learning_rate": 3e-3,
+        "batch_size": 64,
+        "kind": SeesTime,
     },
     "b as in the paper": {"process": PlainB},
     "μ is the noise, times a given factor": {"process": NoiseMean},
@@ -111,6 +143,7 @@ def train(
     options: ScriptOptions,
     network: dict[str, Any] | None = None,
     process: type[DPM] = DPM,
+    kind: type[ConvDense] = ConvDense,
     learning_rate: float = 1e-3,
     batch_size: int = 128,
 ) -> tuple[Pair, list[str]]:
@@ -118,7 +151,7 @@ def train(
     torch.manual_seed(options.seed)
     batches = Batches(data.train, data.train_labels, batch_size, options.seed, device)
     scaler = Scaler.fit(data.train)
-    net = ConvDense(data.channels, data.size, T, **(network or {}))
+    net = kind(data.channels, data.size, T, **(network or {}))
     model = Pair(net, process(erasing_beta(T))).to(device).to(memory_format=torch.channels_last)
     ema = Ema(model, 0.999)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)

@@ -116,3 +116,35 @@ def test_mean_loss_over_all_t_is_l_null_minus_k():
     loss = process.loss(zero, x0, t, eps).mean()
     total = process.vlb_term(zero, x0, t, eps).sum() - L_NULL - process.ceiling()
     assert -3 * loss.item() == pytest.approx(k_minus_null(total.item(), 3), abs=1e-4)
+
+
+def price_of_gaussians(T: int, points: int = 400) -> torch.Tensor:
+    """KL(q(x_{t-1} | xt) || the Gaussian with its moments) in bits, t = 2..T, for x0 = -1 or 1."""
+    beta = erasing_beta(T)
+    bar = torch.cat([torch.ones(1), (1 - beta).cumprod(0)])
+    prices = []
+    for t in range(2, T + 1):
+        noise, step = 1 - bar[t], (1 - bar[t - 1]) / (1 - bar[t]) * beta[t - 1]
+        pull = bar[t - 1].sqrt() * beta[t - 1] / noise  # the step's means are xt's part ± pull
+        z = torch.linspace(-8, 8, points, dtype=torch.float64)
+        xt, weight = bar[t].sqrt() + noise.sqrt() * z, torch.softmax(-(z**2) / 2, 0)
+        plus = torch.sigmoid(2 * bar[t].sqrt() * xt / noise)[:, None]
+        x = torch.linspace(-1, 1, points, dtype=torch.float64) * (pull + 9 * step.sqrt())
+        near, far = (torch.exp(-((x - c) ** 2) / (2 * step)) for c in (pull, -pull))
+        density = (plus * near + (1 - plus) * far) / (2 * math.pi * step).sqrt()
+        entropy = -torch.special.xlogy(density, density).sum(1) * (x[1] - x[0])
+        var = step + pull**2 * 4 * (plus * (1 - plus))[:, 0]
+        gauss = 0.5 * (2 * math.pi * math.e * var).log()
+        prices.append((weight * (gauss - entropy)).sum() / math.log(2))
+    return torch.stack(prices)
+
+
+def test_smaller_gaussian_steps_cost_less():
+    """The README's table: what it costs that steps are Gaussian, and that the longest, with
+    β_T = 1/2, costs almost nothing."""
+    for T, total, last in [(10, 0.072, 3e-5), (30, 0.017, 5e-7), (100, 0.0022, 5e-9)]:
+        prices = price_of_gaussians(T)
+        assert prices.sum().item() == pytest.approx(total, rel=0.03)
+        assert prices[-1].item() == pytest.approx(last, rel=0.15)
+        assert prices[-1] < prices.mean() / 100
+        assert erasing_beta(T)[-1].item() == pytest.approx(0.5, abs=1e-4)
