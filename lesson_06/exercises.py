@@ -100,12 +100,11 @@ def check_4_ddim_step() -> None:
 
 def encode_step(model: Network, process: DDPM, xs: Tensor, s: int, t: int) -> Any:
     """xt (B, C, H, W)."""
-    alpha_bar_s, alpha_bar_t = process.alpha_bar[[s, t]].tolist()
+    alpha_bar = process.alpha_bar.tolist()
     time: Any = ...
     eps_hat = model(xs, torch.full((len(xs),), time))
     x0_hat: Any = ...
-    xt: Any = ...
-    return xt
+    return math.sqrt(alpha_bar[t]) * x0_hat + math.sqrt(1 - alpha_bar[t]) * eps_hat
 
 
 def check_5_encode_step() -> None:
