@@ -1,7 +1,7 @@
-"""Leave out one thing at a time, to see what it is for.
+"""Break one thing at a time, to see what it is for.
 
-Each break differs from the lesson in one line. The shipped network is sampled with and without it,
-from the same noise.
+Each break changes one line of the lesson. The shipped network is sampled with and without the
+change, from the same noise.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ def main(
     It needs a checkpoint of the text-to-image network.
 
     Args:
-        what: dropout_on, the network is sampled in train mode; number_for_time, its time input is
-            the number of the step; straight_line, interpolation on the straight line between two
-            noises instead of the arc. All three unless given.
+        what: dropout_on, the network is sampled in train mode, with dropout 0.1; number_for_time,
+            its time input is the number of the step; straight_line, interpolation on the straight
+            line between two noises instead of the arc. All three unless given.
         num_steps: S, the number of sampling steps.
     """
     check_at_least(2, num_samples=options.num_samples)
@@ -49,7 +49,8 @@ def bind_classes(model: Any, count: int) -> Network:
 
 
 def dropout_on(bench: Bench, num_steps: int) -> dict[str, Tensor]:
-    """With dropout, two runs from the same noise differ although η = 0."""
+    """With dropout, two runs from the same noise differ although η = 0. The shipped network was
+    trained without, so that its dropout layers are given the paper's rate, 0.1."""
     broken = deepcopy(bench.model).train()
     for layer in broken.modules():
         if isinstance(layer, nn.Dropout):

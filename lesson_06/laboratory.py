@@ -162,14 +162,15 @@ def draw_eta(
 def draw_consistency(
     laboratory: Laboratory, x_T: Tensor, steps: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Samples from the same x_T for each S, and their distances from those of the largest S
-    [Song21 Section 5.2]."""
-    rows = {S: laboratory.sample(x_T, S) for S in sorted(steps)}
-    best = rows[max(steps)]
-    for S, x0 in rows.items():
+    """Samples from the same x_T for each S, named by their mean squared distance from those of the
+    largest S [Song21 Section 5.2]."""
+    samples = {S: laboratory.sample(x_T, S) for S in sorted(steps)}
+    best, rows = samples[max(steps)], {}
+    for S, x0 in samples.items():
         distance = mean_squared_error(x0, best)
         print(f"S = {S}: mean squared distance from S = {max(steps)} {distance:.5f}")
-    return {f"S = {S}": x0 for S, x0 in rows.items()}
+        rows[f"S = {S}, distance {distance:.4f}"] = x0
+    return rows
 
 
 def draw_interpolation(

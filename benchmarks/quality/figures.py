@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.quality.graphs import save_graphs
 from common import cli
 from common.data import load_images
 from common.errors import UserError
@@ -96,6 +97,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             Recipe(
                 f"lesson_06.laboratory --figure eta --steps 10 50 {EIGHT_PROMPTS}", names("eta.png")
             ),
+            Recipe("graphs lesson_06", names("graphs.svg")),
             Recipe(
                 f"lesson_06.laboratory --figure consistency {EIGHT_PROMPTS}",
                 names("consistency.png"),
@@ -198,7 +200,12 @@ def bound(folder: Path, lesson: str) -> None:
     save_bound(folder, process.ceiling().item())
 
 
-MORE = {"bound": bound, "forward": forward, "losses": losses}
+def graphs(folder: Path, lesson: str) -> None:
+    """Which image depends on which: a drawing that needs no checkpoint."""
+    save_graphs(folder / "graphs.svg")
+
+
+MORE = {"bound": bound, "forward": forward, "graphs": graphs, "losses": losses}
 
 
 if __name__ == "__main__":

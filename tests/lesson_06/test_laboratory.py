@@ -77,6 +77,14 @@ def test_each_noise_has_its_prompt_along_its_whole_row(process):
     assert three.network(3).tolist() == [0, 1, 2]
 
 
+def test_the_rows_of_each_S_are_named_by_their_distance(exact):
+    x_T = torch.randn(3, 1, 4, 4)
+    rows = laboratory.draw_consistency(exact, x_T, [20, 5])
+    few, many = exact.sample(x_T, 5), exact.sample(x_T, 20)
+    distance = laboratory.mean_squared_error(few, many)
+    assert list(rows) == [f"S = 5, distance {distance:.4f}", "S = 20, distance 0.0000"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
