@@ -6,13 +6,13 @@ best possible estimate of the noise is known, and with it the smallest possible 
 """
 
 import math
+from itertools import chain, pairwise
 from typing import Any
 
 from common import cli
 from common.errors import check_at_least
-from common.options import ScriptOptions
+from common.files import output_folder
 from common.pictures import new_figure
-from common.sampling import inference
 from lesson_05.ddpm import DDPM, Network, linear_beta
 from lesson_05.unet import timestep_embedding
 
@@ -21,24 +21,30 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """eps_hat = Mlp(xt, t): xt (B, 2, 1, 1), t (B,) -> (B, 2, 1, 1)."""
+    """eps_hat = Mlp(xt, t): xt (B, 2, 1, 1), t (B,) -> (B, 2, 1, 1).
 
-    def __init__(self, width: int = 128) -> None:
+    Like the time, each coordinate enters as sines and cosines, which makes fine detail easy.
+    """
+
+    def __init__(self, dim: int = 32, width: int = 128) -> None:
         super().__init__()
-        self.xt, self.time, self.width = nn.Linear(2, width), nn.Linear(width, width), width
-        hidden = [nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
-        self.rest = nn.Sequential(*hidden, nn.Linear(width, 2))
+        self.dim = dim
+        sizes = [3 * dim, width, width, width]
+        layers = [(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(sizes)]
+        self.layers = nn.Sequential(*chain.from_iterable(layers), nn.Linear(width, 2))
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        emb = self.time(timestep_embedding(t, self.width))
-        return self.rest(self.xt(xt.flatten(1)) + emb)[..., None, None]
+        x, y = 25 * xt.flatten(1).T
+        features = torch.cat([timestep_embedding(value, self.dim) for value in (x, y, t)], dim=1)
+        return self.layers(features)[..., None, None]
 
 
 def main(
     num_timesteps: int = 100,
     num_training_steps: int = 3000,
     num_points: int = 1000,
-    options: ScriptOptions = ScriptOptions(),
+    seed: int = 0,
+    output_dir: str | None = None,
 ) -> None:
     """Learn two half moons. Writes toy.png: the data becoming noise, noise becoming data, and the
     score that was learned. Prints the loss beside the smallest possible one.
@@ -47,9 +53,12 @@ def main(
         num_timesteps: T.
         num_training_steps: steps of 512 points.
         num_points: points of the data, and of the samples.
+        seed: seed of all random numbers.
+        output_dir: folder for the picture; output/ in the lesson's folder unless given.
     """
     check_at_least(1, num_training_steps=num_training_steps, num_points=num_points)
-    torch.manual_seed(options.seed)
+    folder = output_folder(output_dir, "lesson_05")
+    torch.manual_seed(seed)
     process, model, data = DDPM(linear_beta(num_timesteps)), Mlp(), moons(num_points)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for step in range(num_training_steps):  # Algorithm 1
@@ -59,7 +68,7 @@ def main(
         process.loss(model, x0, t, torch.randn_like(x0)).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    with inference(options, "lesson_05") as (folder, _):
+    with torch.no_grad():
         x0 = data[torch.randint(len(data), (5000,))]
         t, eps = torch.randint(1, num_timesteps + 1, (5000,)), torch.randn(5000, 2, 1, 1)
         for name, network in [("network", model), ("best possible", best(process, data))]:
@@ -92,25 +101,25 @@ def best(process: DDPM, data: Tensor) -> Network:
 
 
 def draw(process: DDPM, model: Network, data: Tensor) -> Any:
-    """Four times in columns: q(xt), p(xt), and the learned score -ε̂/√(1-ᾱ_t) on a grid."""
+    """Four times in columns: q(xt), p(xt), and the direction of the learned score, which is that of
+    -ε̂, on a grid."""
     T, x_T = process.num_timesteps, torch.randn_like(data)
     reverse = {T: x_T, **dict(process.trajectory(model, x_T))}
-    grid = torch.cartesian_prod(*[torch.linspace(-2.2, 2.2, 15)] * 2)[..., None, None]
+    grid = torch.cartesian_prod(*[torch.linspace(-1.5, 1.5, 16)] * 2)[..., None, None]
     figure = new_figure(8.4, 6.6)
     axes = figure.subplots(3, 4)
-    for column, t in enumerate([T, T // 2, T // 5, 0]):
+    for column, t in enumerate([T, T // 5, T // 20, 0]):
         q = process.q_sample(data, torch.tensor([t]), torch.randn_like(data))
         for row, points in enumerate([q, reverse[t]]):
             axes[row, column].plot(*points.flatten(1).T, ".", markersize=1.5)
         times = torch.full((len(grid),), max(t, 1))
-        score = -model(grid, times) / process.noise_rate[times]
-        axes[2, column].quiver(*grid.flatten(1).T, *score.flatten(1).T, color="C3")
-        axes[0, column].set_title(f"t = {t}")
-    axes[2, 3].set_title("t = 1", fontsize=10)
-    for row, name in enumerate(["forward, q", "reverse, p", "learned score"]):
+        arrows = -torch.nn.functional.normalize(model(grid, times).flatten(1))
+        axes[2, column].quiver(*grid.flatten(1).T, *arrows.T, color="C3", scale=22)
+        axes[0, column].set_title(f"t = {t}" if t else "t = 0 (score: t = 1)")
+    for row, name in enumerate(["forward, q", "reverse, p", "direction of the score"]):
         axes[row, 0].set_ylabel(name)
     for panel in axes.flat:
-        panel.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
+        panel.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
     return figure
 
 

@@ -37,7 +37,7 @@ def main(
     which_t.png, and prints how the samples compare with MNIST's test images.
 
     Args:
-        borders: the last t of the first network; 250 unless given.
+        borders: the last t of the first network; T/4, T/2 and 3T/4 unless given.
         early_steps: training steps of the early network, with the laptop preset.
         num_steps: steps from noise to image, evenly spaced.
         num_samples: images that are measured; the picture shows ten of them.
@@ -51,7 +51,7 @@ def main(
         process, shipped, early = process.to(device), shipped.to(device), early.to(device)
         pairs: dict[str, tuple[Network, Network, int]] = {}
         pairs["shipped at every t"] = shipped, shipped, 0
-        for border in [250] if borders is None else borders:
+        for border in borders or [process.num_timesteps * k // 4 for k in (1, 2, 3)]:
             pairs[f"early at t ≤ {border}"] = early, shipped, border
             pairs[f"early at t > {border}"] = shipped, early, border
         pairs["early at every t"] = early, early, 0
