@@ -15,7 +15,7 @@ from common.files import output_folder
 from common.options import CheckpointOptions
 from common.pictures import save_rows
 from common.sampling import inference
-from lesson_05 import train_mnist
+from lesson_05.ablation import train
 from lesson_05.ddpm import Network, preview
 from lesson_05.sample_mnist import SHIPPED, load
 from lesson_05.unet import UNet
@@ -46,12 +46,13 @@ def main(
     """
     check_at_least(1, early_steps=early_steps, num_steps=num_steps, num_samples=num_samples)
     process, shipped, content = load(options.model_checkpoint, options.sha256)
-    early = train_early(early_steps, content.dataset, data_dir, options)
+    T = process.num_timesteps
+    early = train_early(early_steps, T, content.dataset, data_dir, options)
     with inference(options, "lesson_05") as (folder, device):
         process, shipped, early = process.to(device), shipped.to(device), early.to(device)
         pairs: dict[str, tuple[Network, Network, int]] = {}
         pairs["shipped at every t"] = shipped, shipped, 0
-        for border in borders or [process.num_timesteps * k // 4 for k in (1, 2, 3)]:
+        for border in borders or [T * k // 4 for k in (1, 2, 3)]:
             pairs[f"early at t ≤ {border}"] = early, shipped, border
             pairs[f"early at t > {border}"] = shipped, early, border
         pairs["early at every t"] = early, early, 0
@@ -67,17 +68,17 @@ def main(
 
 
 def train_early(
-    num_steps: int, dataset: str, data_dir: str | None, options: CheckpointOptions
+    num_steps: int, T: int, dataset: str, data_dir: str | None, options: CheckpointOptions
 ) -> UNet:
-    """The averaged network after a short run of train_mnist.py."""
-    folder = output_folder(options.output_dir, "lesson_05") / "early"
+    """The averaged network after a short run of train_mnist.py; one that is there is used again."""
+    name = f"early_{dataset}_{T}_{num_steps}_{options.seed}"
+    folder = output_folder(options.output_dir, "lesson_05") / name
     words = ["--config", str(Path(__file__).parent / "configs" / "laptop.yaml")]
     words += ["--num_training_steps", str(num_steps), "--num_samples", "0", "--num_previews", "1"]
-    words += ["--dataset", dataset, "--output_dir", str(folder), "--device", options.device]
+    words += ["--num_timesteps", str(T), "--dataset", dataset, "--device", options.device]
     words += ["--precision", options.precision, "--seed", str(options.seed)]
     words += ["--data_dir", data_dir] if data_dir else []
-    cli.run(train_mnist.main, words, presets=True, network=UNet)
-    return load(str(folder / f"checkpoint_{num_steps:06d}.safetensors"))[1]
+    return load(str(train(folder, words, num_steps)))[1]
 
 
 def joined(below: Network, above: Network, border: int) -> Network:
