@@ -119,7 +119,7 @@ def no_clipping(bench: Bench) -> dict[str, Tensor]:
     t = torch.full((len(x_T),), bench.process.num_timesteps, device=bench.device)
     x0_hat = bench.process.predict_x0(x_T, t, bench.model(x_T, t))
     print(f"at t = T the estimate of the image has values {x0_hat.min():.1f} to {x0_hat.max():.1f}")
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for process, network in [(bench.process, bench.model), ten_steps(bench)]:
         name = f"{process.num_timesteps} steps"
         clipped = draw(bench, process, network, name)

@@ -24,23 +24,24 @@ COLOURS = {
 }
 
 
-def main(output_dir: str | None = None) -> None:
+def main(seed: int = 0, output_dir: str | None = None) -> None:
     """Write chain.svg and unet.svg.
 
     Args:
+        seed: seed of the noise in the chain.
         output_dir: folder for the files; output/ in the lesson's folder unless given.
     """
     folder = output_folder(output_dir, "lesson_05")
-    (folder / "chain.svg").write_text(chain(), encoding="utf-8")
+    (folder / "chain.svg").write_text(chain(seed), encoding="utf-8")
     (folder / "unet.svg").write_text(unet(), encoding="utf-8")
     print(f"{folder}/chain.svg, unet.svg")
 
 
-def chain() -> str:
+def chain(seed: int = 0) -> str:
     """x0, ..., x_{t-1}, xt, ..., xT with the steps q and p, and a digit becoming noise."""
     process, size, y = DDPM(linear_beta(1000)), 88, 62
     x0 = from_uint8(digits().test[:1])[..., 3:-2:3, 3:-2:3]  # its 8x8 pixels
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     parts = []
     names = {"x_{0}": (24, 0), "x_{t−1}": (240, 280), "x_{t}": (448, 300), "x_{T}": (664, 1000)}
     for name, (x, t) in names.items():

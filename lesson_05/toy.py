@@ -10,7 +10,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from common import cli
-from common.errors import check_at_least
+from common.errors import check_at_least, check_at_most
 from common.files import output_folder
 from common.pictures import new_figure
 from lesson_05.ddpm import DDPM, Network, linear_beta
@@ -57,6 +57,8 @@ def main(
         output_dir: folder for the picture; output/ in the lesson's folder unless given.
     """
     check_at_least(1, num_training_steps=num_training_steps, num_points=num_points)
+    check_at_most(1_000_000, num_training_steps=num_training_steps, num_timesteps=num_timesteps)
+    check_at_most(10_000, num_points=num_points)
     folder = output_folder(output_dir, "lesson_05")
     torch.manual_seed(seed)
     process, model, data = DDPM(linear_beta(num_timesteps)), Mlp(), moons(num_points)
@@ -71,7 +73,8 @@ def main(
     with torch.no_grad():
         x0 = data[torch.randint(len(data), (5000,))]
         t, eps = torch.randint(1, num_timesteps + 1, (5000,)), torch.randn(5000, 2, 1, 1)
-        for name, network in [("network", model), ("best possible", best(process, data))]:
+        networks: dict[str, Network] = {"network": model, "best possible": best(process, data)}
+        for name, network in networks.items():
             loss = process.loss(network, x0, t, eps).mean().item()
             print(f"loss of the {name}: {loss:.3f}")
         draw(process, model, data).savefig(folder / "toy.png", dpi=110)

@@ -9,15 +9,15 @@ from pathlib import Path
 from benchmarks.quality import classifier
 from benchmarks.quality.metrics import SURE, Reference
 from common import cli
-from common.data import load_images, to_uint8
-from common.errors import check_at_least
+from common.data import load_images_for, to_uint8
+from common.errors import check_at_least, check_at_most
 from common.files import output_folder
-from common.options import CheckpointOptions
 from common.pictures import save_rows
 from common.sampling import inference
 from lesson_05.ablation import train
 from lesson_05.ddpm import Network, preview
-from lesson_05.sample_mnist import SHIPPED, load
+from lesson_05.interpolate import Options
+from lesson_05.sample_mnist import load
 from lesson_05.unet import UNet
 
 import torch
@@ -30,8 +30,7 @@ def main(
     num_steps: int = 40,
     num_samples: int = 100,
     metrics: bool = True,
-    data_dir: str | None = None,
-    options: CheckpointOptions = CheckpointOptions(model_checkpoint=SHIPPED),
+    options: Options = Options(),
 ) -> None:
     """Sample with one network up to t = border and another above it, from the same noise. Writes
     which_t.png, and prints how the samples compare with MNIST's test images.
@@ -42,17 +41,23 @@ def main(
         num_steps: steps from noise to image, evenly spaced.
         num_samples: images that are measured; the picture shows ten of them.
         metrics: whether to measure; it needs the packages of benchmarks/requirements.txt.
-        data_dir: folder of MNIST in torchvision's layout; else $DIFFUSION_DATA, else data/.
     """
     check_at_least(1, early_steps=early_steps, num_steps=num_steps, num_samples=num_samples)
+    check_at_most(1_000_000, early_steps=early_steps)
+    check_at_most(10_000, num_samples=num_samples)  # they are drawn at once
     process, shipped, content = load(options.model_checkpoint, options.sha256)
     T = process.num_timesteps
-    early = train_early(early_steps, T, content.dataset, data_dir, options)
+    check_at_most(T, num_steps=num_steps)
+    borders = borders or [T * k // 4 for k in (1, 2, 3)]
+    check_at_least(1, borders=min(borders))
+    check_at_most(T, borders=max(borders))
+    data = load_images_for(content, options.dataset, options.data_dir)
+    early = train_early(early_steps, T, data.name, options)
     with inference(options, "lesson_05") as (folder, device):
         process, shipped, early = process.to(device), shipped.to(device), early.to(device)
         pairs: dict[str, tuple[Network, Network, int]] = {}
         pairs["shipped at every t"] = shipped, shipped, 0
-        for border in borders or [T * k // 4 for k in (1, 2, 3)]:
+        for border in borders:
             pairs[f"early at t ≤ {border}"] = early, shipped, border
             pairs[f"early at t > {border}"] = shipped, early, border
         pairs["early at every t"] = early, early, 0
@@ -64,12 +69,10 @@ def main(
     save_rows(folder / "which_t.png", {name: x0[:10] for name, x0 in rows.items()})
     print(f"{folder}/which_t.png")
     if metrics:
-        measure(rows, Reference(load_images(content.dataset, data_dir), device))
+        measure(rows, Reference(data, device))
 
 
-def train_early(
-    num_steps: int, T: int, dataset: str, data_dir: str | None, options: CheckpointOptions
-) -> UNet:
+def train_early(num_steps: int, T: int, dataset: str, options: Options) -> UNet:
     """The averaged network after a short run of train_mnist.py; one that is there is used again."""
     name = f"early_{dataset}_{T}_{num_steps}_{options.seed}"
     folder = output_folder(options.output_dir, "lesson_05") / name
@@ -77,7 +80,7 @@ def train_early(
     words += ["--num_training_steps", str(num_steps), "--num_samples", "0", "--num_previews", "1"]
     words += ["--num_timesteps", str(T), "--dataset", dataset, "--device", options.device]
     words += ["--precision", options.precision, "--seed", str(options.seed)]
-    words += ["--data_dir", data_dir] if data_dir else []
+    words += ["--data_dir", options.data_dir] if options.data_dir else []
     return load(str(train(folder, words, num_steps)))[1]
 
 

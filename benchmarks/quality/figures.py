@@ -64,7 +64,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             ),
             Recipe("lesson_05.drawings", names("chain.svg unet.svg")),
             Recipe("lesson_05.toy", names("toy.png")),
-            Recipe("lesson_05.which_t --metrics false", names("which_t.png")),
+            Recipe("lesson_05.which_t --metrics false --dataset mnist", names("which_t.png")),
             Recipe(
                 "lesson_05.break_it --what no_noise noise_at_1 no_clipping no_ema",
                 names(

@@ -36,7 +36,8 @@ TINY = {
     "interpolate.py": "--dataset digits --times 2 5 --num_columns 2 --device cpu",
     "break_it.py": "--num_samples 1 --num_training_steps 1 --device cpu",
     "toy.py": "--num_timesteps 25 --num_training_steps 2 --num_points 8",
-    "which_t.py": "--early_steps 1 --num_steps 2 --num_samples 2 --metrics false --device cpu",
+    "which_t.py": "--early_steps 1 --num_steps 2 --num_samples 2 --metrics false "
+    "--dataset digits --device cpu",
 }
 
 
