@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-Break = Literal["noise_at_1", "no_clipping", "no_ema", "dropout_on"]
+Break = Literal["no_noise", "noise_at_1", "no_clipping", "no_ema", "dropout_on"]
 
 
 def main(
@@ -32,12 +32,12 @@ def main(
     data_dir: str | None = None,
     options: BreakOptions = BreakOptions(model_checkpoint=SHIPPED),
 ) -> None:
-    """Break the lesson, one thing at a time. Writes broken_noise_at_1.png and so on.
+    """Break the lesson, one thing at a time. Writes broken_no_noise.png and so on.
 
     Args:
-        what: noise_at_1, the last step adds noise; no_clipping, the estimate of the image is not
-            clipped; no_ema, the trained network is sampled, not its average; dropout_on, the
-            network is sampled in train mode. All four unless given.
+        what: no_noise, no step adds noise; noise_at_1, the last step adds noise, too; no_clipping,
+            the estimate of the image is not clipped; no_ema, the trained network is sampled, not
+            its average; dropout_on, the network is sampled in train mode. All five unless given.
         num_training_steps: for no_ema, which trains the network further, at the laptop preset's
             highest learning rate.
         data_dir: folder of the images for no_ema; else $DIFFUSION_DATA, else data/.
@@ -59,6 +59,35 @@ def unchanged(bench: Bench) -> Tensor:
     return draw(bench, bench.process, bench.model, "unchanged")
 
 
+def changed(bench: Bench, kind: type[DDPM]) -> DDPM:
+    """The checkpoint's process with the steps of another class."""
+    config = bench.content.config
+    beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
+    return kind(beta, config["variance"], bench.process.prediction).to(bench.device)
+
+
+class NoNoise(DDPM):
+    """Each step returns its mean: lesson_05's p_sample without its noise."""
+
+    @torch.no_grad()
+    def p_sample(self, model: Network, xt: Tensor, t: int, clip_x0: bool = True) -> Tensor:
+        t_batch = torch.full((len(xt),), t, device=xt.device)
+        return self.p_mean_variance(model(xt, t_batch), xt, t_batch, clip_x0).mean
+
+
+def no_noise(bench: Bench) -> dict[str, Tensor]:
+    """The samples start from different noise and end nearly alike."""
+    rows = {
+        "unchanged": unchanged(bench),
+        "no noise": draw(bench, changed(bench, NoNoise), bench.model, "no noise"),
+    }
+    for name, x0 in rows.items():
+        if len(x0) > 1:
+            distance = torch.pdist(x0.flatten(1).float() / 2).mean().item()  # pixels in [0, 1]
+            print(f"{name}: two samples are {distance:.1f} apart on average")
+    return rows
+
+
 class NoiseAtOne(DDPM):
     """Adds noise at t = 1, too: lesson_05's p_sample without its `if t == 1`."""
 
@@ -71,12 +100,9 @@ class NoiseAtOne(DDPM):
 
 def noise_at_1(bench: Bench) -> dict[str, Tensor]:
     """The last step's noise is about one grey level, too little to see; so it is magnified."""
-    config = bench.content.config
-    beta = linear_beta(config["num_timesteps"], config["beta_1"], config["beta_T"])
-    broken = NoiseAtOne(beta, config["variance"], bench.process.prediction).to(bench.device)
     rows = {
         "unchanged": unchanged(bench),
-        "noise at t = 1": draw(bench, broken, bench.model, "noise at t = 1"),
+        "noise at t = 1": draw(bench, changed(bench, NoiseAtOne), bench.model, "noise at t = 1"),
     }
     for name, x0 in rows.items():
         levels = to_uint8(x0).double()
@@ -84,19 +110,36 @@ def noise_at_1(bench: Bench) -> dict[str, Tensor]:
         dark = (left < 20) & (right < 20)
         difference = (left - right).abs()[dark].mean().item()
         print(f"{name}: neighbouring dark pixels differ by {difference:.2f} grey levels on average")
-    return rows | {f"{name}, dark x 30": 30 * (x0 + 1) - 1 for name, x0 in rows.items()}
+    return {f"{name}, dark x 30": 30 * (x0 + 1) - 1 for name, x0 in rows.items()}
 
 
 def no_clipping(bench: Bench) -> dict[str, Tensor]:
-    """Some pixels of the first estimates of the image lie far outside [-1, 1]."""
+    """Estimates of the image outside [-1, 1]; what becomes of them in all steps, and in ten."""
     x_T = bench.noise()
     t = torch.full((len(x_T),), bench.process.num_timesteps, device=bench.device)
     x0_hat = bench.process.predict_x0(x_T, t, bench.model(x_T, t))
     print(f"at t = T the estimate of the image has values {x0_hat.min():.1f} to {x0_hat.max():.1f}")
-    return {
-        "unchanged": unchanged(bench),
-        "no clipping": draw(bench, bench.process, bench.model, "no clipping", clip_x0=False),
-    }
+    rows: dict[str, Tensor] = {}
+    for process, network in [(bench.process, bench.model), ten_steps(bench)]:
+        name = f"{process.num_timesteps} steps"
+        clipped = draw(bench, process, network, name)
+        free = draw(bench, process, network, f"{name}, no clipping", clip_x0=False)
+        difference = free.clamp(-1, 1) - clipped.clamp(-1, 1)
+        levels = 127.5 * difference.abs().mean().item()
+        print(f"{name}: without clipping pixels differ by {levels:.2f} grey levels on average")
+        rows |= {name: clipped, f"{name}, no clipping": free}
+        rows[f"{name}, difference x 10"] = 10 * difference
+    return rows
+
+
+def ten_steps(bench: Bench) -> tuple[DDPM, Network]:
+    """A process of ten long steps, and the network, which is told the times that they stand for."""
+    T = bench.process.num_timesteps
+    times = torch.linspace(0, T, min(T, 10) + 1).round().long()
+    alpha_bar = bench.process.alpha_bar[times]
+    process = DDPM(1 - alpha_bar[1:] / alpha_bar[:-1], "beta_tilde", bench.process.prediction)
+    times = times.to(bench.device)
+    return process.to(bench.device), lambda xt, t: bench.model(xt, times[t])
 
 
 def no_ema(bench: Bench, num_training_steps: int, data_dir: str | None) -> dict[str, Tensor]:
@@ -151,6 +194,7 @@ def dropout_on(bench: Bench) -> dict[str, Tensor]:
 
 
 BREAKS: dict[Break, Callable[..., dict[str, Tensor]]] = {
+    "no_noise": no_noise,
     "noise_at_1": noise_at_1,
     "no_clipping": no_clipping,
     "no_ema": no_ema,

@@ -64,9 +64,15 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 "lesson_05.interpolate --dataset mnist --first 3 --second 7",
                 names("interpolation.png"),
             ),
+            Recipe("lesson_05.drawings", names("chain.svg unet.svg")),
+            Recipe("lesson_05.toy", names("toy.png")),
+            Recipe("lesson_05.which_t --metrics false --dataset mnist", names("which_t.png")),
             Recipe(
-                "lesson_05.break_it --what noise_at_1 no_clipping no_ema",
-                names("broken_noise_at_1.png broken_no_clipping.png broken_no_ema.png"),
+                "lesson_05.break_it --what no_noise noise_at_1 no_clipping no_ema",
+                names(
+                    "broken_no_noise.png broken_noise_at_1.png broken_no_clipping.png "
+                    "broken_no_ema.png"
+                ),
             ),
         ],
     ),

@@ -35,6 +35,9 @@ TINY = {
     "sample_mnist.py": "--num_samples 1 --device cpu",
     "interpolate.py": "--dataset digits --times 2 5 --num_columns 2 --device cpu",
     "break_it.py": "--num_samples 1 --num_training_steps 1 --device cpu",
+    "toy.py": "--num_timesteps 25 --num_training_steps 2 --num_points 8",
+    "which_t.py": "--early_steps 1 --num_steps 2 --num_samples 2 --metrics false "
+    "--dataset digits --device cpu",
 }
 
 
@@ -89,7 +92,7 @@ def test_every_command_of_the_readme_runs(readme, line, trained, tmp_path, monke
         words[words.index("--model_checkpoint") + 1] = str(
             trained / "checkpoint_000004.safetensors"
         )
-    elif "train" not in words[0]:
+    elif "train" not in words[0] and words[0] != "toy.py":
         words += ["--model_checkpoint", str(trained / "checkpoint_000004.safetensors")]
     tiny = TINY[Path(words[0]).name]
     tiny = tiny.replace("--dataset digits ", "") if "--data_dir" in words else tiny
