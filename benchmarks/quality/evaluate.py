@@ -45,8 +45,9 @@ def main(
     options: PlanOptions = PlanOptions(),
 ) -> None:
     """Measure a checkpoint of any lesson: result.json, samples.png and nearest.png, in
-    output/evaluation_SAMPLER_STEPS (and _ETA or _VARIANCE) of the lesson's folder or in --output_dir. FID and what else
-    needs the classifier is for 28x28 digits only; for other data there is the rest.
+    output/evaluation_SAMPLER_STEPS of the lesson's folder (with η or the variance, if given, in the
+    name), or in --output_dir. FID and what else needs the classifier is for 28x28 digits only; for
+    other data there is the rest.
 
     An interrupted run resumes after the last saved samples. --precision applies to sampling; all
     else is computed in float32.
@@ -121,9 +122,8 @@ class Evaluation:
         levels, seconds = draw(plan, folder / "samples.npz")
         digits = torch.arange(len(levels)) % len(plan.classes) if plan.conditional else None
         distance, index = nearest(levels, reference.data.train)
-        train, device = reference.data.train, plan.device
-        content = plan.content
-        batch_size = content.config.get("batch_size")  # of published networks it is not known
+        content, device, train = plan.content, plan.device, reference.data.train
+        batch_size = content.config.get("batch_size")  # not known of published networks
         result = {
             **self.settings(),
             "network_calls": plan.network_calls,
@@ -190,13 +190,12 @@ def columns(result: Mapping[str, Any]) -> dict[str, str]:
     """The cells of the result's row, each with its standard error where it has one."""
     real, bits, count = result["real"], result["bits_per_dim"], result["num_samples"]
     shares = {
-        name: "" if result[key] is None else plus_minus(result[key], share_error(result[key], count))
-        for name, key in SHARES.items()
+        name: "" if result[key] is None else share(result[key], count, scale)
+        for name, (key, scale) in SHARES.items()
     }
-    floor = real["fid_deviation"] and real["fid_deviation"] / real["draws"] ** 0.5
-    fid, error = result["fid"], result["fid_error"]
+    fid, error, floor = result["fid"], result["fid_error"], real_error(real)
     ratio = fid and fid / real["fid"]
-    both = fid and ratio * ((error / fid) ** 2 + ((floor or 0) / real["fid"]) ** 2) ** 0.5
+    both = fid and ratio * math.hypot(error / fid, (floor or 0) / real["fid"])
     return {
         "network calls": cell(result["network_calls"], ","),
         "samples": cell(count, ","),
@@ -210,8 +209,23 @@ def columns(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-SHARES = {"sure": "share_sure", "as asked": "agreement", "precision": "precision"}
-SHARES |= {"recall": "recall", "typical, by the judge": "judge_typical"}
+SHARES = {  # and whether in per cent
+    "sure": ("share_sure", 100),
+    "as asked": ("agreement", 100),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "typical": ("judge_typical", 100),
+}
+
+
+def share(value: float, count: int, scale: int) -> str:
+    text = plus_minus(scale * value, scale * share_error(value, count))
+    return f"{text} %" if scale == 100 else text
+
+
+def real_error(real: Mapping[str, Any]) -> float | None:
+    """Standard error of the mean FID of several sets of real images."""
+    return real["fid_deviation"] and real["fid_deviation"] / real["draws"] ** 0.5
 
 
 def plus_minus(value: float | None, error: float | None) -> str:

@@ -51,6 +51,6 @@ class Judge:
         ]
 
     def __call__(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, NUM_FEATURES), and the log density under the normal of each digit (N, 10)."""
+        """Features (N, NUM_FEATURES), and the log density under each digit's normal (N, 10)."""
         features = (gradient_histograms(levels) - self.mean) @ self.axes
         return features, torch.stack([p.log_prob(features) for p in self.normals], dim=1)

@@ -91,8 +91,8 @@ def inception() -> Any:
 
 
 def inception_fid(levels: Tensor, real: Tensor, device: torch.device) -> float:
-    """FID in the 2,048 features of Inception [Heusel17], of uint8 images (N, C, H, W), (M, C, H, W).
-    Published figures are of 50,000 samples, against all the training images."""
+    """FID of uint8 images (N, C, H, W) in the 2,048 features of Inception [Heusel17]. Published
+    figures are of 50,000 samples, against all the training images."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     device = device if device.type == "cuda" else torch.device("cpu")  # it needs float64

@@ -82,6 +82,9 @@ class SamplePlan:
         check_noise(options, self.content, name)
         process, self.variance = with_variance(process, options, self.content)
         self.num_steps = count_steps(process, options, name)
+        noise = "_sigma_hat" if self.sigma_hat else f"_eta_{self.eta:g}" if self.eta else ""
+        noise += f"_{self.variance}" if options.variance else ""
+        self.name = f"{self.sampler}_{self.num_steps}{noise}"
         self.network_calls = self.num_steps * (1 if self.guidance in (0, 1) else 2)
         default = 2000 if self.num_steps <= 100 else 500
         self.num_samples = default if options.num_samples is None else options.num_samples
@@ -90,12 +93,6 @@ class SamplePlan:
         strided = self.sampler == "strided"
         self.process = process.strided(self.num_steps) if strided else process
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-
-    @property
-    def name(self) -> str:
-        """The sampler and its flags, for the name of a folder."""
-        noise = "_sigma_hat" if self.sigma_hat else f"_eta_{self.eta:g}" if self.eta else ""
-        return f"{self.sampler}_{self.num_steps}{noise}" + (f"_{self.variance or ''}".rstrip("_"))
 
     def settings(self) -> dict[str, Any]:
         """Everything that the samples depend on."""

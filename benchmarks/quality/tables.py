@@ -1,0 +1,174 @@
+"""The scoreboard's tables and its picture, from its results alone."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.evaluate import columns, plus_minus, real_error
+from benchmarks.quality.rows import ETAS, NOISE, REAL, ROWS, STEPS, STRIPS, is_in_readme
+from common.pictures import new_figure
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]
+CIFAR10 = {  # Table 1 of Song et al. 2021, FID at S = 10, 20, 50, 100
+    "": (13.36, 6.84, 4.67, 4.16),
+    "_eta_0.5": (16.66, 8.35, 5.25, 4.46),
+    "_eta_1": (41.07, 18.36, 8.01, 5.78),
+    "_sigma_hat": (367.43, 133.37, 32.72, 9.99),
+}
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]
+
+
+def sample_tables(results: Results, short: bool) -> str:
+    """A table for each number of samples: FID, precision and recall depend on it. The last line of
+    each is that of as many real images. short: only the rows that the README shows."""
+    lines: list[str] = []
+    counts = {result["num_samples"] for result in results.values()}
+    for count in sorted(counts, reverse=True):
+        chosen = {n: r for n, r in results.items() if r["num_samples"] == count}
+        # Real images drawn at random, if there is a row that is compared with these.
+        free = [r["real"] for n, r in chosen.items() if n == REAL or r["guidance"] is None]
+        real = [*free, *(r["real"] for r in chosen.values())][0]
+        names = [n for n in chosen if n != REAL and not (short and not is_in_readme(n))]
+        rows = [[label(n), *cells(chosen[n])] for n in names]
+        as_result = {**real, "real": real, "network_calls": None, "bits_per_dim": None}
+        as_result |= {"fid_error": real_error(real), "num_samples": count * max(real["draws"], 1)}
+        real_cells = cells(as_result)
+        real_cells[3] = "1"  # the ratio to itself has no error
+        head = ["model and sampler", "network calls", "FID", "real", "ratio", "sure", "as asked"]
+        lines += [f"FID, precision and recall of {count:,} samples a row:", ""]
+        lines += markdown(
+            [*head, "precision, recall"], [*rows, ["real training images", *real_cells]]
+        )
+    missing = [n for n in ROWS if n not in results and not (short and not is_in_readme(n))]
+    return "\n".join(lines + ([f"Not measured: {', '.join(missing)}.", ""] if missing else []))
+
+
+def cells(result: Result) -> list[str]:
+    row = columns(result)
+    names = ["network calls", "FID", "real", "ratio", "sure", "as asked"]
+    return [*(row[name] for name in names), f"{row['precision']}, {row['recall']}"]
+
+
+def label(name: str) -> str:
+    return f"{ROWS[name].network}: {ROWS[name].method}"
+
+
+def likelihoods(results: Results) -> dict[str, Result]:
+    """By checkpoint, a result with the bound on all of its steps; any other where there is none."""
+    found: dict[str, Result] = {}
+    for name in sorted(results, key=lambda name: results[name]["bits_per_dim"] is None):
+        if name != REAL:
+            found.setdefault(ROWS[name].checkpoint, results[name])
+    return found
+
+
+def likelihood_table(results: Results) -> str:
+    """A row for each network: its size, what it was trained on, and its bound."""
+    rows, found = [], likelihoods(results)
+    for checkpoint in dict.fromkeys(row.checkpoint for row in ROWS.values()):
+        if checkpoint not in found:
+            continue
+        result = found[checkpoint]
+        network = next(row.network for row in ROWS.values() if row.checkpoint == checkpoint)
+        images, bits = result["training_images"], result["bits_per_dim"] or {}
+        bounds = [
+            plus_minus(*bits[part].values()) if part in bits else ""
+            for part in ("total", "prior", "kl", "decoder")
+        ]
+        seen = f"{images:,}" if images else ""
+        rows.append([network, f"{result['parameters']:,}", seen, *bounds])
+    head = ["network", "parameters", "images trained on", "bits/dim", "prior", "KL", "decoder"]
+    return "\n".join(markdown(head, rows))
+
+
+def strips(results: Results, folder: str) -> str:
+    """The first ten samples of a few rows."""
+    rows = [
+        ["real" if n == REAL else f"{label(n)}, {ROWS[n].num_steps or 1000:,} steps", picture]
+        for n in STRIPS
+        if n in results
+        for picture in [f"![ten samples]({folder}/{n}.png)"]
+    ]
+    return "\n".join(markdown(["", "the first ten samples"], rows))
+
+
+def grid(results: Results, names: Mapping[str, str], paper: Mapping[str, Iterable[float]]) -> str:
+    """FID by S, a line for each of the names, in which {} stands for S. paper: by the same labels,
+    the paper's own figures, in parentheses."""
+    steps, rows = sorted(STEPS), []
+    for text, pattern in names.items():
+        line = [results.get(pattern.format(S)) for S in steps]
+        figures = [plus_minus(r["fid"], r["fid_error"]) if r else "" for r in line]
+        theirs = [f" ({value:g})" for value in paper.get(text, ())] or [""] * len(steps)
+        rows.append([text, *(a + b for a, b in zip(figures, theirs, strict=True))])
+    free = [r["real"] for r in results.values() if r["num_samples"] == 2000 and not r["guidance"]]
+    real = free and f" Real images: {plus_minus(free[0]['fid'], real_error(free[0]))}."
+    note = ["FID of 2,000 samples ± one standard error, by $S$." + (real or ""), ""]
+    return "\n".join(note + markdown(["$S$", *map(str, steps)], rows))
+
+
+def eta_table(results: Results) -> str:
+    """Table 1 of Song et al. 2021 for the network of lesson 5, for lesson 6's README."""
+    names = {ROWS[f"ddim_10{end}"].method[6:]: f"ddim_{{}}{end}" for end in ETAS}
+    paper = {ROWS[f"ddim_10{end}"].method[6:]: CIFAR10[end] for end in ETAS}
+    text = grid(results, names, paper)
+    return f"{text}\nIn parentheses: CIFAR-10, Song et al. 2021, Table 1, with 20 in place of 25.\n"
+
+
+def variance_table(results: Results) -> str:
+    """The variances of the strided steps, and DDIM, for lesson 9's README."""
+    names = {f"L_hybrid, {NOISE['learned']}": "hybrid_{}"}
+    names |= {f"L_hybrid, {NOISE[v]}": f"hybrid_{{}}_{v}" for v in ("beta_tilde", "beta")}
+    names |= {f"L_vlb, {NOISE['learned']}": "vlb_{}"}
+    names |= {f"lesson 5, {NOISE[v]}": f"ddpm_{{}}_{v}" for v in ("beta_tilde", "beta")}
+    return grid(results, names | {"lesson 5, by DDIM": "ddim_{}"}, {})
+
+
+def save_picture(path: Path, results: Results) -> None:
+    """FID against the calls of the network, both logarithmic: left the samplers of lesson 5's
+    network, right the other networks. A row of fewer samples than most is hollow, and has a line of
+    real images of its own: its FID does not compare with the others."""
+    figure = new_figure(10, 5.2)
+    left, right = figure.subplots(1, 2, sharey=True)
+    most = max(result["num_samples"] for result in results.values())
+    series: dict[str, list[str]] = {}
+    for name in (n for n in results if n != REAL):
+        text = ROWS[name].method if ROWS[name].network == "DDPM" else label(name)
+        series.setdefault(text, []).append(name)
+    for text, names in series.items():
+        axes = left if ROWS[names[0]].network == "DDPM" else right
+        names.sort(key=lambda name: results[name]["network_calls"])
+        rows = [results[name] for name in names]
+        count = len(axes.containers)
+        axes.errorbar(
+            [row["network_calls"] for row in rows],
+            [row["fid"] for row in rows],
+            [row["fid_error"] for row in rows],
+            label=text,
+            color=f"C{count % 10}",
+            marker="os^Dv<>P*X"[count % 10],
+            markersize=5,
+            linewidth=1.2,
+            capsize=2,
+            markerfacecolor=None if rows[0]["num_samples"] == most else "white",
+        )
+    for count in sorted({result["num_samples"] for result in results.values()}):
+        real = next(r["real"]["fid"] for r in results.values() if r["num_samples"] == count)
+        for axes in (left, right):
+            few = {"linestyle": ":", "label": f"{count:,} real images (for hollow marks)"}
+            most_of_all = {"linestyle": "--", "label": f"{count:,} real images"}
+            axes.axhline(
+                real, color="black", linewidth=1, **(most_of_all if count == most else few)
+            )
+    for axes, title in ((left, "Lesson 5's network"), (right, "Other networks")):
+        axes.set(xscale="log", yscale="log", xlabel="calls of the network for a sample")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    left.set_ylabel("FID, in the features of the classifier")
+    figure.savefig(path, dpi=110, facecolor="white")
