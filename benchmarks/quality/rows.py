@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.quality.samples import Sampler
+from benchmarks.quality.samples import PlanOptions, Sampler
 from lesson_09.iddpm import Variance
 
 
@@ -75,6 +75,13 @@ ROWS = {
     **{f"vlb_{S}": strided("IDDPM, L_vlb", VLB, S, "learned") for S in (1000, 100, 25)},
 }
 REAL = "real"
+
+
+def plan_options(row: Row) -> PlanOptions:
+    _, _, *flags = zip(Row._fields, row, strict=True)  # without the network and its checkpoint
+    return PlanOptions(**dict(flags))
+
+
 # Rows whose first ten samples are shown.
 STRIPS = [REAL, "dpm", "ddpm", "ddim_50", "ddim_10", "ddim_10_eta_1", "classes"]
 STRIPS += ["classes_guided", "text", "text_guided", "hybrid_50", "vlb_100"]

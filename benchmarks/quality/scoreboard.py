@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.quality import tables
 from benchmarks.quality.evaluate import Evaluation, check_numbers, print_row, setup
 from benchmarks.quality.metrics import Reference
-from benchmarks.quality.rows import REAL, ROWS, STRIPS, Row
-from benchmarks.quality.samples import PlanOptions, SamplePlan
+from benchmarks.quality.rows import REAL, ROWS, STRIPS, Row, plan_options
+from benchmarks.quality.samples import SamplePlan
 from benchmarks.records import output_folder, read_json, write_json
 from common import cli
 from common.data import from_uint8, load_images
@@ -82,9 +82,8 @@ def main(
         if row is None:
             results[name] = measure_real(reference, num_samples or 2000, folder / name)
         elif (ROOT / row.checkpoint).exists():
-            options = PlanOptions(device=device, precision=precision, num_samples=num_samples)
-            options.sampler, options.num_steps, options.guidance = row[2:5]
-            options.eta, options.sigma_hat, options.variance = row[5:]
+            options = plan_options(row)
+            options.device, options.precision, options.num_samples = device, precision, num_samples
             plan = SamplePlan(str(ROOT / row.checkpoint), options)
             images = num_images if row.num_steps in (None, 1000) else 0  # one bound a network
             evaluation = Evaluation(plan, reference, images, num_terms)
@@ -187,6 +186,7 @@ def store_results(results: dict[str, Any], measured: list[str], folder: Path) ->
     pictures = "benchmarks/scoreboard"
     parts = [
         f"![FID against calls of the network]({pictures}/fid.png)\n",
+        f"± is one standard error. [All rows]({pictures}/table.md).\n",
         tables.sample_tables(results, short=True),
         tables.likelihood_table(results),
         tables.strips(results, pictures),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.evaluate import columns, plus_minus, real_error
+from benchmarks.quality.evaluate import cell, columns, plus_minus, real_error
 from benchmarks.quality.rows import ETAS, NOISE, REAL, ROWS, STEPS, STRIPS, is_in_readme
 from common.pictures import new_figure
 
@@ -40,7 +40,7 @@ def sample_tables(results: Results, short: bool) -> str:
         real_cells = cells(as_result)
         real_cells[3] = "1"  # the ratio to itself has no error
         head = ["model and sampler", "network calls", "FID", "real", "ratio", "sure", "as asked"]
-        lines += [f"FID, precision and recall of {count:,} samples a row:", ""]
+        lines += [f"{count:,} samples a row, on which FID, precision and recall depend:", ""]
         lines += markdown(
             [*head, "precision, recall"], [*rows, ["real training images", *real_cells]]
         )
@@ -82,19 +82,23 @@ def likelihood_table(results: Results) -> str:
         ]
         seen = f"{images:,}" if images else ""
         rows.append([network, f"{result['parameters']:,}", seen, *bounds])
+    bits = next((r["bits_per_dim"] for r in found.values() if r["bits_per_dim"]), None)
+    note = "The bound on {num_images:,} test images drawn at random, in bits per dimension, "
+    note += "{num_terms:,} of its terms drawn for each image:"
+    lines = [note.format(**bits), ""] if bits else []
     head = ["network", "parameters", "images trained on", "bits/dim", "prior", "KL", "decoder"]
-    return "\n".join(markdown(head, rows))
+    return "\n".join(lines + markdown(head, rows))
 
 
 def strips(results: Results, folder: str) -> str:
     """The first ten samples of a few rows."""
     rows = [
-        ["real" if n == REAL else f"{label(n)}, {ROWS[n].num_steps or 1000:,} steps", picture]
+        ["real images" if n == REAL else label(n), cell(results[n]["network_calls"], ","), picture]
         for n in STRIPS
         if n in results
         for picture in [f"![ten samples]({folder}/{n}.png)"]
     ]
-    return "\n".join(markdown(["", "the first ten samples"], rows))
+    return "\n".join(markdown(["", "network calls", "the first ten samples"], rows))
 
 
 def grid(results: Results, names: Mapping[str, str], paper: Mapping[str, Iterable[float]]) -> str:
@@ -129,46 +133,52 @@ def variance_table(results: Results) -> str:
     return grid(results, names | {"lesson 5, by DDIM": "ddim_{}"}, {})
 
 
+PANELS = ("DDPM (lesson 5)", "IDDPM (lesson 9)", "Others")
+
+
+def panel(name: str) -> int:
+    """The part of the picture that shows the row."""
+    network = ROWS[name].network
+    return 0 if network == "DDPM" else 1 if network.startswith("IDDPM") else 2
+
+
 def save_picture(path: Path, results: Results) -> None:
-    """FID against the calls of the network, both logarithmic: left the samplers of lesson 5's
-    network, right the other networks. A row of fewer samples than most is hollow, and has a line of
-    real images of its own: its FID does not compare with the others."""
-    figure = new_figure(10, 5.2)
-    left, right = figure.subplots(1, 2, sharey=True)
-    most = max(result["num_samples"] for result in results.values())
+    """FID against the calls of the network, both logarithmic. Rows of fewer samples than most have
+    hollow marks, and a line of real images of their own: FID falls as samples grow in number."""
+    figure = new_figure(10.5, 5.4)
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    count = max(result["num_samples"] for result in results.values())
     series: dict[str, list[str]] = {}
     for name in (n for n in results if n != REAL):
-        text = ROWS[name].method if ROWS[name].network == "DDPM" else label(name)
-        series.setdefault(text, []).append(name)
+        text = label(name) if panel(name) else ROWS[name].method
+        series.setdefault(text.replace("all steps", "strides"), []).append(name)
     for text, names in series.items():
-        axes = left if ROWS[names[0]].network == "DDPM" else right
-        names.sort(key=lambda name: results[name]["network_calls"])
-        rows = [results[name] for name in names]
-        count = len(axes.containers)
-        axes.errorbar(
-            [row["network_calls"] for row in rows],
-            [row["fid"] for row in rows],
-            [row["fid_error"] for row in rows],
-            label=text,
-            color=f"C{count % 10}",
-            marker="os^Dv<>P*X"[count % 10],
-            markersize=5,
-            linewidth=1.2,
-            capsize=2,
-            markerfacecolor=None if rows[0]["num_samples"] == most else "white",
-        )
-    for count in sorted({result["num_samples"] for result in results.values()}):
-        real = next(r["real"]["fid"] for r in results.values() if r["num_samples"] == count)
-        for axes in (left, right):
-            few = {"linestyle": ":", "label": f"{count:,} real images (for hollow marks)"}
-            most_of_all = {"linestyle": "--", "label": f"{count:,} real images"}
-            axes.axhline(
-                real, color="black", linewidth=1, **(most_of_all if count == most else few)
-            )
-    for axes, title in ((left, "Lesson 5's network"), (right, "Other networks")):
-        axes.set(xscale="log", yscale="log", xlabel="calls of the network for a sample")
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-    left.set_ylabel("FID, in the features of the classifier")
+        part = axes[panel(names[0])]
+        color = f"C{len({c.get_label() for c in part.containers})}"
+        for full in (True, False):
+            rows = [results[n] for n in names if (results[n]["num_samples"] == count) == full]
+            rows.sort(key=lambda row: row["network_calls"])
+            xs, ys, errors = ([r[k] for r in rows] for k in ("network_calls", "fid", "fid_error"))
+            style = {"color": color, "capsize": 2, "linewidth": 1.2, "markersize": 4.5}
+            style |= {"fmt": "o-"} if full else {"fmt": "o", "markerfacecolor": "white"}
+            if rows:
+                part.errorbar(xs, ys, errors, label=text.removesuffix(": strides"), **style)
+    sizes = {result["num_samples"]: result["real"]["fid"] for result in results.values()}
+    for part, title in zip(axes, PANELS, strict=True):
+        for size, real in sizes.items():
+            dashes = "--" if size == count else ":"
+            part.axhline(real, color="black", linestyle=dashes, label=f"{size:,} real images")
+        part.set(xscale="log", yscale="log", xlabel="calls of the network")
+        part.set_xticks([10, 25, 50, 100, 200, 1000], ["10", "25", "50", "100", "200", "1,000"])
+        part.minorticks_off()
+        part.set_title(title, fontsize=10, loc="left")
+        part.grid(alpha=0.3)
+        lines: dict[str, Any] = {}
+        for line, text in zip(*part.get_legend_handles_labels(), strict=True):
+            lines.setdefault(text.removeprefix("IDDPM, "), line)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False}
+        part.legend(lines.values(), lines.keys(), fontsize=7.5, **place)
+    few = ", ".join(f"{size:,}" for size in sizes if size != count)
+    axes[0].set_ylabel(f"FID of {count:,} samples" + (f" (hollow: {few})" if few else ""))
+    axes[0].yaxis.set_major_formatter("{x:g}")
     figure.savefig(path, dpi=110, facecolor="white")
