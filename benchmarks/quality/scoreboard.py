@@ -181,6 +181,9 @@ def store_results(results: dict[str, Any], measured: list[str], folder: Path) ->
     make_folder(STORED)
     write_json(STORED / "results.json", results)
     write_outputs(results, STORED)
+    for picture in STORED.glob("*.png"):
+        if picture.stem not in [*STRIPS, "fid"]:
+            picture.unlink()  # of a row that is not shown any more
     for name in set(measured) & set(STRIPS):
         shutil.copy(folder / name / "strip.png", STORED / f"{name}.png")
     pictures = "benchmarks/scoreboard"

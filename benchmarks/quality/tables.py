@@ -62,7 +62,7 @@ def likelihoods(results: Results) -> dict[str, Result]:
     """By checkpoint, a result with the bound on all of its steps; any other where there is none."""
     found: dict[str, Result] = {}
     for name in sorted(results, key=lambda name: results[name]["bits_per_dim"] is None):
-        if name != REAL:
+        if name in ROWS:
             found.setdefault(ROWS[name].checkpoint, results[name])
     return found
 

@@ -120,7 +120,9 @@ def test_the_tables_are_stored_in_the_readmes_between_their_markers(board, tmp_p
     old = {"ddim_50": {"fid": 1.0}}  # as older code stored it
     (tmp_path / "stored").mkdir()
     write_json(tmp_path / "stored" / "results.json", {"ddim_10": results["ddim_10"], **old})
+    (tmp_path / "stored" / "ddim_20.png").touch()  # of a row that is gone
     board("--rows", "real", "--store", "true")
+    assert {path.stem for path in (tmp_path / "stored").glob("*.png")} == {"real", "fid"}
     for name, readme in places.items():
         text = readme.read_text()
         assert text.startswith(f"before\n<!-- {name} -->\n")
