@@ -78,8 +78,9 @@ REAL = "real"
 
 
 def plan_options(row: Row) -> PlanOptions:
-    _, _, *flags = zip(Row._fields, row, strict=True)  # without the network and its checkpoint
-    return PlanOptions(**dict(flags))
+    options = PlanOptions(sampler=row.sampler, num_steps=row.num_steps, guidance=row.guidance)
+    options.eta, options.sigma_hat, options.variance = row.eta, row.sigma_hat, row.variance
+    return options
 
 
 # Rows whose first ten samples are shown.
