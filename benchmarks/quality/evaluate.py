@@ -4,13 +4,22 @@ Samples are compared with the test images of the data, in the features of a smal
 same metrics of as many training images show what a perfect network would reach.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import classifier
-from benchmarks.quality.metrics import NUM_FEATURES, SURE, Reference, check_count, nearest
+from benchmarks.quality import classifier, metrics
+from benchmarks.quality.metrics import (
+    NUM_FEATURES,
+    SURE,
+    Reference,
+    check_count,
+    inception_fid,
+    nearest,
+    share_error,
+)
 from benchmarks.quality.samples import PlanOptions, SamplePlan, draw
 from benchmarks.records import environment, write_json
 from common import cli
@@ -32,11 +41,13 @@ def main(
     num_terms: int = 50,
     data_dir: str | None = None,
     sha256: str | None = None,
+    inception: bool = False,
     options: PlanOptions = PlanOptions(),
 ) -> None:
     """Measure a checkpoint of any lesson: result.json, samples.png and nearest.png, in
-    output/evaluation_SAMPLER_STEPS of the lesson's folder or in --output_dir. FID and what else
-    needs the classifier is for 28x28 digits only; for other data there is the rest.
+    output/evaluation_SAMPLER_STEPS of the lesson's folder (with η or the variance, if given, in the
+    name), or in --output_dir. FID and what else needs the classifier is for 28x28 digits only; for
+    other data there is the rest.
 
     An interrupted run resumes after the last saved samples. --precision applies to sampling; all
     else is computed in float32.
@@ -48,16 +59,19 @@ def main(
         data_dir: folder of the data, in torchvision's layout or your own; else $DIFFUSION_DATA,
             else data/.
         sha256: refuse a file with another sum.
+        inception: also measure FID against the training images in Inception's features, as papers
+            do for photographs; needs `pip install 'torchmetrics[image]'` and its download.
     """
     check_numbers(options.num_samples, num_images, num_terms)
+    if inception:
+        metrics.inception()
     plan = SamplePlan(model_checkpoint, options, sha256)
     data = load_images_for(plan.content, plan.content.dataset, data_dir)
     if plan.conditional and len(data.classes) != len(plan.classes):
         raise UserError(f"{data} has {len(data.classes)} classes, not {len(plan.classes)}")
     reference = Reference(data, plan.device)
-    evaluation = Evaluation(plan, reference, num_images, num_terms)
-    name = f"evaluation_{plan.sampler}_{plan.num_steps}"
-    default = str(ROOT.joinpath(*plan.lesson.split("."), "output", name))
+    evaluation = Evaluation(plan, reference, num_images, num_terms, inception)
+    default = str(ROOT.joinpath(*plan.lesson.split("."), "output", f"evaluation_{plan.name}"))
     chosen = default if options.output_dir is None else options.output_dir
     folder = output_folder(chosen, plan.lesson)
     print_row(evaluation.run(folder))
@@ -83,12 +97,14 @@ class Evaluation:
         reference: the real images to compare them with.
         num_images: test images for the bound; 0 for none.
         num_terms: terms of the bound drawn for each image.
+        inception: whether to measure FID in the features of Inception, too.
     """
 
     plan: SamplePlan
     reference: Reference
     num_images: int
     num_terms: int
+    inception: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self.plan.num_samples, self.num_images, self.num_terms)
@@ -106,15 +122,20 @@ class Evaluation:
         levels, seconds = draw(plan, folder / "samples.npz")
         digits = torch.arange(len(levels)) % len(plan.classes) if plan.conditional else None
         distance, index = nearest(levels, reference.data.train)
+        content, device, train = plan.content, plan.device, reference.data.train
+        batch_size = content.config.get("batch_size")  # not known of published networks
         result = {
             **self.settings(),
+            "network_calls": plan.network_calls,
             **reference.compare(levels, digits),
+            "inception_fid": inception_fid(levels, train, device) if self.inception else None,
             "nearest_median": distance.median().item(),
             "nearest_least": distance.min().item(),
             "real": real,
             "bits_per_dim": self.bits_per_dim(),
             "seconds_per_sample": seconds / len(levels),
-            "training_steps": plan.content.step,
+            "training_steps": content.step,
+            "training_images": batch_size and content.step * batch_size,
             "parameters": sum(p.numel() for p in plan.model.parameters()),
             **setup(reference),
         }
@@ -159,30 +180,61 @@ def setup(reference: Reference) -> dict[str, Any]:
         "reference": f"{len(reference.test):,} test images",
         "classifier_sha256": classifier.SHA256 if reference.model else None,
         "classifier_accuracy": reference.accuracy,
+        "judge_accuracy": reference.judge_accuracy,
         "sure_from": SURE,
         **environment(reference.device, "torch", "torchvision", "torchmetrics"),
     }
 
 
 def columns(result: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of the result's row in the table."""
-    real, bits = result["real"], result["bits_per_dim"]
-    return {
-        "steps": cell(result["num_steps"], ","),
-        "samples": cell(result["num_samples"], ","),
-        "FID": cell(result["fid"], ".3g"),
-        "real": cell(real["fid"], ".3g"),
-        "ratio": cell(result["fid"] and result["fid"] / real["fid"], ".3g"),
-        "FID of 500": cell(result["fid_500"], ".3g"),
-        "sure": cell(result["share_sure"], ".1%"),
-        "as asked": cell(result["agreement"], ".1%"),
-        "balance": cell(result["class_balance_bits"], ".3f"),
-        "precision": cell(result["precision"], ".2f"),
-        "recall": cell(result["recall"], ".2f"),
-        "nearest": cell(result["nearest_median"], ".1f"),
-        "bits/dim": cell(bits and bits["total"]["mean"], ".2f"),
-        "s/sample": cell(result["seconds_per_sample"], ".2g"),
+    """The cells of the result's row, each with its standard error where it has one."""
+    real, bits, count = result["real"], result["bits_per_dim"], result["num_samples"]
+    shares = {
+        name: "" if result[key] is None else share(result[key], count, scale)
+        for name, (key, scale) in SHARES.items()
     }
+    fid, error, floor = result["fid"], result["fid_error"], real_error(real)
+    ratio = fid and fid / real["fid"]
+    both = fid and ratio * math.hypot(error / fid, (floor or 0) / real["fid"])
+    return {
+        "network calls": cell(result["network_calls"], ","),
+        "samples": cell(count, ","),
+        "FID": plus_minus(fid, error),
+        "real": plus_minus(real["fid"], floor),
+        "ratio": plus_minus(ratio, both),
+        **shares,
+        "balance": cell(result["class_balance_bits"], ".3f"),
+        "nearest": cell(result["nearest_median"], ".1f"),
+        "bits/dim": plus_minus(*bits["total"].values()) if bits else "",
+    }
+
+
+SHARES = {  # and whether in per cent
+    "sure": ("share_sure", 100),
+    "as asked": ("agreement", 100),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "typical": ("judge_typical", 100),
+}
+
+
+def share(value: float, count: int, scale: int) -> str:
+    text = plus_minus(scale * value, scale * share_error(value, count))
+    return f"{text} %" if scale == 100 else text
+
+
+def real_error(real: Mapping[str, Any]) -> float | None:
+    """Standard error of the mean FID of several sets of real images."""
+    return real["fid_deviation"] and real["fid_deviation"] / real["draws"] ** 0.5
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """The value and its error, to one digit of the error, or two if the first is a 1."""
+    if value is None or error is None or error == 0:
+        return cell(value, ".3g")
+    exponent = math.floor(math.log10(error))
+    digits = max(0, -exponent + (error < 2 * 10**exponent))
+    return f"{value:,.{digits}f} ± {error:.{digits}f}"
 
 
 def cell(value: float | None, form: str) -> str:

@@ -1,9 +1,11 @@
 """How close samples are to real images, from features (N, d) of a classifier, or from pixels."""
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.quality import classifier
+from benchmarks.quality.judge import Judge
 from benchmarks.records import check_installed
 from common.data import Images
 from common.errors import UserError
@@ -14,9 +16,10 @@ from tqdm import tqdm
 
 SURE = 0.95  # the classifier is sure if one digit has at least this probability
 FEW = 500  # samples for a second FID, comparable with rows that have no more
-DRAWS = 5  # sets of real images to average over, if there are enough images
-FROM_FEATURES = ["fid", "fid_500", "share_sure", "class_balance_bits", "agreement"]
+DRAWS = 20  # sets of real images to average over, if there are enough images
+FROM_FEATURES = ["fid", "fid_error", "fid_500", "share_sure", "class_balance_bits", "agreement"]
 FROM_FEATURES += ["precision", "recall"]
+FROM_FEATURES += ["judge_fid", "judge_fid_error", "judge_typical", "judge_agreement"]
 
 
 class PrecomputedFeatures(nn.Module):
@@ -45,6 +48,59 @@ def fid(features: Tensor, real: Tensor) -> float:
     metric.update(features, real=False)
     metric.update(real, real=True)
     return max(metric.compute().item(), 0.0)  # rounding can leave -1e-12 for equal sets
+
+
+def fid_error(features: Tensor, real: Tensor) -> float:
+    """Standard error of fid(features, real) over draws of as many samples; the real images stay.
+
+    Each sample x moves the distance by h(x)/N [the delta method], so the error is √(var h / N):
+
+    h(x) = 2 (μ - μr)ᵀ(x - μ) + (x - μ)ᵀ(1 - M)(x - μ),  M = Σr^½ (Σr^½ Σ Σr^½)^-½ Σr^½
+
+    Beside the deviation of FID over disjoint sets of training images: 0.0045 by both for 2,000
+    of them; where a third of them are blurred, 0.020 and 0.021. A bootstrap has 0.0054 and 0.021.
+    """
+    root, centred = power(real.T.cov(), 0.5), features - features.mean(0)
+    M = root @ power(root @ features.T.cov() @ root, -0.5) @ root
+    shift = centred @ (features.mean(0) - real.mean(0))
+    h = 2 * shift + (centred**2).sum(1) - (centred @ M * centred).sum(1)
+    return (h.std() / len(h) ** 0.5).item()
+
+
+def power(matrix: Tensor, exponent: float) -> Tensor:
+    """A power of a symmetric matrix without negative eigenvalues; those that are 0 stay 0."""
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > 1e-9 * values[-1]
+    return vectors[:, kept] * values[kept] ** exponent @ vectors[:, kept].T
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` samples: the deviation of its posterior, from a flat
+    prior, which is not 0 for a share of 0 or 1. It holds for precision and recall as well: over
+    twelve draws of 2,000 real images these have deviations of 0.0085 and 0.0076, by this formula
+    0.0082 and 0.0076."""
+    mean = (share * count + 1) / (count + 2)
+    return math.sqrt(mean * (1 - mean) / (count + 3))
+
+
+def inception() -> Any:
+    """What torchmetrics takes for Inception: its weights are downloaded at the first use."""
+    if find_spec("torch_fidelity") is None:
+        raise UserError("--inception needs torch-fidelity: pip install 'torchmetrics[image]'")
+    return 2048
+
+
+def inception_fid(levels: Tensor, real: Tensor, device: torch.device) -> float:
+    """FID of uint8 images (N, C, H, W) in the 2,048 features of Inception [Heusel17]. Published
+    figures are of 50,000 samples, against all the training images."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    device = device if device.type == "cuda" else torch.device("cpu")  # it needs float64
+    metric = FrechetInceptionDistance(feature=inception()).to(device)
+    for images, is_real in ((levels, False), (real, True)):
+        for batch in tqdm(images.split(100), "Inception", leave=False, disable=None):
+            metric.update(batch.to(device).expand(-1, 3, -1, -1), real=is_real)
+    return metric.compute().item()
 
 
 NUM_FEATURES = 64  # of the shipped classifier
@@ -120,11 +176,16 @@ class Reference:
         self.test, self.labels = data.test[order], data.test_labels[order]
         self.model: Any = None
         self.accuracy: float | None = None
+        self.judge_accuracy: float | None = None
         if data.name not in ("mnist", "digits") or data.shape != (1, 28, 28):
             return
         self.model = classifier.load().to(device)
         self.features, probabilities = classifier.classify(self.model, self.test)
         self.accuracy = (probabilities.argmax(1) == self.labels).double().mean().item()
+        self.judge = Judge(data.train, data.train_labels)
+        self.judge_features, density = self.judge(self.test)
+        self.judge_accuracy = (density.argmax(1) == self.labels).double().mean().item()
+        self.typical = density.amax(1).quantile(0.05)
 
     def compare(self, levels: Tensor, digits: Tensor | None = None) -> dict[str, Any]:
         """The metrics of samples (N, 1, 28, 28). With digits (N,), their conditions, also the
@@ -135,18 +196,25 @@ class Reference:
         probability, digit = probabilities.max(1)
         precision, recall = precision_recall(features, self.features[: len(levels)])
         agreement = None if digits is None else (digit == digits).double().mean().item()
+        judge_features, density = self.judge(levels)
+        judged = None if digits is None else (density.argmax(1) == digits).double().mean().item()
         return {
             "fid": fid(features, self.features),
+            "fid_error": fid_error(features, self.features),
             "fid_500": fid(features[:FEW], self.features) if len(features) >= FEW else None,
             "share_sure": (probability >= SURE).double().mean().item(),
             "class_balance_bits": entropy_bits(digit),
             "agreement": agreement,
             "precision": precision,
             "recall": recall,
+            "judge_fid": fid(judge_features, self.judge_features),
+            "judge_fid_error": fid_error(judge_features, self.judge_features),
+            "judge_typical": (density.amax(1) >= self.typical).double().mean().item(),
+            "judge_agreement": judged,
         }
 
     def real(self, count: int, balanced: bool = False) -> dict[str, Any]:
-        """The metrics of `count` real images: means over up to five disjoint sets of training
+        """The metrics of `count` real images: means over up to 20 disjoint sets of training
         images, and the distances of `count` test images to the nearest training image.
 
         Balanced sets have every digit equally often, like samples drawn with a condition.

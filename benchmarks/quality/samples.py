@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common import files, lessons
+from common.checkpoint import Checkpoint
 from common.data import DIGITS, to_uint8
 from common.device import autocast, forked_rng, pick_device
 from common.errors import UserError, check_at_least, one_line
@@ -19,7 +20,8 @@ from lesson_02.dpm import k_minus_null
 from lesson_02.sample_mnist import scaler_of
 from lesson_05.ddpm import Network
 from lesson_05.text_to_image.text import class_prompts, tokenize
-from lesson_06.ddim import ddim_trajectory
+from lesson_06.ddim import check_eta, ddim_trajectory
+from lesson_09.iddpm import ImprovedDDPM, Variance
 
 import numpy as np
 import torch
@@ -36,17 +38,24 @@ class PlanOptions(ScriptOptions):
     """How samples are drawn.
 
     Args:
-        sampler: ddpm takes all the steps of training; ddim is lesson 6's; strided is lesson 9's.
+        sampler: ddpm takes all the steps of training; ddim is lesson 6's; strided is lesson 9's,
+            which samples the networks of lesson 5, too.
         num_steps: steps of ddim and strided; 50 unless given.
         num_samples: number of images. Unless given, 2,000 if a sample takes at most 100 steps, else
             500.
         guidance: scale of classifier-free guidance, for a network that takes a condition.
+        eta: how much of DDPM's noise each step of ddim adds, 0 to 1.
+        sigma_hat: with eta 1, add the larger noise of DDPM's β instead [Song21 Section 5].
+        variance: variance of the steps of ddpm and strided; as in training unless given.
     """
 
     sampler: Sampler = "ddim"
     num_steps: int | None = None
     num_samples: int | None = None
     guidance: float = 1.0
+    eta: float = 0.0
+    sigma_hat: bool = False
+    variance: Variance | None = None
 
 
 class SamplePlan:
@@ -69,7 +78,14 @@ class SamplePlan:
             raise UserError(f"{name} takes no condition: omit --guidance")
         check_at_least(0, guidance=options.guidance)
         self.guidance, self.sampler, self.seed = options.guidance, options.sampler, options.seed
+        self.eta, self.sigma_hat = options.eta, options.sigma_hat
+        check_noise(options, self.content, name)
+        process, self.variance = with_variance(process, options, self.content)
         self.num_steps = count_steps(process, options, name)
+        noise = "_sigma_hat" if self.sigma_hat else f"_eta_{self.eta:g}" if self.eta else ""
+        noise += f"_{self.variance}" if options.variance else ""
+        self.name = f"{self.sampler}_{self.num_steps}{noise}"
+        self.network_calls = self.num_steps * (1 if self.guidance in (0, 1) else 2)
         default = 2000 if self.num_steps <= 100 else 500
         self.num_samples = default if options.num_samples is None else options.num_samples
         self.device, self.precision = pick_device(options.device), options.precision
@@ -88,6 +104,9 @@ class SamplePlan:
             "sampler": self.sampler,
             "num_steps": self.num_steps,
             "guidance": self.guidance if self.conditional else None,
+            "eta": self.eta if self.sampler == "ddim" else None,
+            "sigma_hat": self.sigma_hat,
+            "variance": self.variance,
             "num_samples": self.num_samples,
             "seed": self.seed,
             "arithmetic": "bfloat16" if lower else "float32",
@@ -111,7 +130,9 @@ class SamplePlan:
         x_T = torch.randn(len(digits), *self.content.image_shape, device=self.device)
         network = self.network(digits, seed)
         if self.sampler == "ddim":
-            return ddim_trajectory(network, self.process, x_T, self.num_steps)
+            return ddim_trajectory(
+                network, self.process, x_T, self.num_steps, self.eta, sigma_hat=self.sigma_hat
+            )
         steps = self.process.trajectory(network, x_T)
         if self.lesson == "lesson_02":
             decode = scaler_of(self.content).decode
@@ -134,6 +155,50 @@ class SamplePlan:
         decoder = bits.terms[:, 0]
         kl = bits.total - bits.prior - decoder
         return {"total": bits.total, "prior": bits.prior, "kl": kl, "decoder": decoder}
+
+
+def check_noise(options: PlanOptions, content: Checkpoint, name: str) -> None:
+    """Refuse noise that the sampler does not add, or that the network does not know."""
+    sampler, variance = options.sampler, options.variance
+    check_eta(options.eta)
+    if sampler != "ddim" and (options.eta or options.sigma_hat):
+        raise UserError(f"--eta and --sigma_hat are for ddim: --sampler {sampler} has --variance")
+    if options.sigma_hat and options.eta != 1:
+        raise UserError(f"--sigma_hat needs --eta 1, not {options.eta:g}")
+    if variance is None:
+        return
+    if sampler == "ddim":
+        raise UserError("--variance is for ddpm and strided: --sampler ddim has --eta")
+    if content.lesson == "lesson_02":
+        raise UserError(f"{name} always predicts its variance: omit --variance")
+    if variance == "learned" and not content.config["network"].get("learned_variance"):
+        raise UserError(
+            f"{name} was trained without learned variance: use --variance beta or beta_tilde"
+        )
+
+
+def with_variance(
+    process: Any, options: PlanOptions, content: Checkpoint
+) -> tuple[Any, Variance | None]:
+    """The process with the variance of --variance, and that variance; None for ddim, which has
+    none, and for lesson 2.
+
+    Lesson 5's process becomes lesson 9's with the same ᾱ where it is to be strided, or to have
+    another variance than in training. (tests/identities: the two are the same process.)
+    """
+    if options.sampler == "ddim" or content.lesson == "lesson_02":
+        return process, None
+    trained = content.config.get("variance", getattr(process, "variance", "beta"))
+    variance = options.variance or trained
+    if variance == trained and (options.sampler == "ddpm" or hasattr(process, "strided")):
+        return process, variance
+    if getattr(process, "prediction", "eps") != "eps":
+        raise UserError(
+            f"{content.source} does not predict the noise: omit --variance, and choose --sampler "
+            "ddpm or ddim"
+        )
+    beta = 1 - process.alpha_bar[1:] / process.alpha_bar[:-1]
+    return ImprovedDDPM(beta, variance), variance
 
 
 def count_steps(process: Any, options: PlanOptions, name: str) -> int:

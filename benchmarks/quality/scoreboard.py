@@ -1,13 +1,15 @@
-"""Measure every row of the README's table, the scoreboard, from the shipped checkpoints."""
+"""Measure every row of the README's tables, the scoreboard, from the shipped checkpoints."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.quality.evaluate import Evaluation, check_numbers, columns, print_row, setup
+from benchmarks.quality import tables
+from benchmarks.quality.evaluate import Evaluation, check_numbers, print_row, setup
 from benchmarks.quality.metrics import Reference
-from benchmarks.quality.samples import PlanOptions, SamplePlan, Sampler
+from benchmarks.quality.rows import REAL, ROWS, STRIPS, Row, plan_options
+from benchmarks.quality.samples import SamplePlan
 from benchmarks.records import output_folder, read_json, write_json
 from common import cli
 from common.data import from_uint8, load_images
@@ -21,39 +23,6 @@ import torch
 from torch import Tensor
 
 STORED = ROOT / "benchmarks" / "scoreboard"
-MARKERS = "<!-- scoreboard -->", "<!-- /scoreboard -->"
-
-
-class Row(NamedTuple):
-    """A shipped checkpoint, and how it is sampled."""
-
-    model: str
-    checkpoint: str
-    sampler: Sampler
-    num_steps: int | None = None
-    guidance: float = 1.0
-
-
-DPM = "lesson_02/pretrained/mnist.safetensors"
-DDPM = "lesson_05/pretrained/mnist.safetensors"
-CLASSES = "lesson_05/class_conditional/pretrained/mnist.safetensors"
-TEXT = "lesson_06/pretrained/text_to_image.safetensors"
-HYBRID = "lesson_09/pretrained/mnist.safetensors"
-VLB = "lesson_09/pretrained/vlb.safetensors"
-ROWS = {
-    "dpm": Row("DPM", DPM, "ddpm"),
-    "ddpm": Row("DDPM", DDPM, "ddpm"),
-    **{f"ddim_{S}": Row("DDPM, sampled by DDIM", DDPM, "ddim", S) for S in (100, 50, 20, 10)},
-    "classes": Row("with labels, by DDIM", CLASSES, "ddim", 50),
-    "classes_guided": Row("with labels, guidance 2, by DDIM", CLASSES, "ddim", 50, 2.0),
-    "text": Row("with prompts, by DDIM", TEXT, "ddim", 50),
-    "text_guided": Row("with prompts, guidance 2, by DDIM", TEXT, "ddim", 50, 2.0),
-    **{
-        f"hybrid_{S}": Row("IDDPM, L_hybrid", HYBRID, "strided", S) for S in (1000, 100, 50, 25, 10)
-    },
-    **{f"vlb_{S}": Row("IDDPM, L_vlb", VLB, "strided", S) for S in (1000, 100, 50, 25, 10)},
-}
-REAL = "real"
 # A metric has moved if it differs from the stored one by more than this fraction. Other hardware
 # rounds differently, so a few samples look different.
 TOLERANCE = {
@@ -80,17 +49,19 @@ def main(
     device: str = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Measure the rows, report which metrics differ from the stored ones, and write table.md.
+    """Measure the rows, report which metrics differ from the stored ones, and write table.md
+    and fid.png.
 
     An interrupted run resumes: what was measured with the same checkpoint and flags is reused.
 
     Args:
-        rows: names of rows; all unless given.
+        rows: names of rows; all unless given. none measures nothing, and makes the tables and the
+            picture of the stored results.
         num_samples: samples for every row; as in evaluate.py unless given.
-        num_images: test images for bits per dimension; 0 for none.
+        num_images: test images for bits per dimension, of rows that take all steps; 0 for none.
         num_terms: terms of the bound drawn for each image.
         fresh: measure again the rows that output_dir holds already.
-        store: write the results into benchmarks/scoreboard and the README.
+        store: write the results into benchmarks/scoreboard, and tables into the READMEs.
         data_dir: folder of the data in torchvision's layout; else $DIFFUSION_DATA, else data/.
         output_dir: folder for the rows; benchmarks/output/scoreboard unless given.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -98,12 +69,12 @@ def main(
             has it.
     """
     check_numbers(num_samples, num_images, num_terms)
-    place = pick_device(device)
     chosen = choose(rows)
     folder = output_folder(output_dir, "scoreboard")
-    reference = Reference(load_images("mnist", data_dir), place)
     stored = read_json(STORED / "results.json")
     results: dict[str, Any] = {}
+    if chosen:
+        reference = Reference(load_images("mnist", data_dir), pick_device(device))
     for name, row in chosen.items():
         print(f"\n{name}", flush=True)
         if fresh:
@@ -111,10 +82,11 @@ def main(
         if row is None:
             results[name] = measure_real(reference, num_samples or 2000, folder / name)
         elif (ROOT / row.checkpoint).exists():
-            options = PlanOptions(device=device, precision=precision, num_samples=num_samples)
-            options.sampler, options.num_steps, options.guidance = row[2:]
+            options = plan_options(row)
+            options.device, options.precision, options.num_samples = device, precision, num_samples
             plan = SamplePlan(str(ROOT / row.checkpoint), options)
-            evaluation = Evaluation(plan, reference, num_images, num_terms)
+            images = num_images if row.num_steps in (None, 1000) else 0  # one bound a network
+            evaluation = Evaluation(plan, reference, images, num_terms)
             results[name] = measure(evaluation, folder / name)
         else:
             print(f"skipped: there is no {row.checkpoint}")
@@ -122,15 +94,29 @@ def main(
         print_row(results[name])
         print("\n".join(changes(results[name], stored.get(name))))
         write_json(folder / "results.json", results)
-        write_atomically(folder / "table.md", table(results, "").encode())
-    print(f"\n{folder}/table.md, results.json, and a folder for each row")
+    # What older code has measured lacks the numbers of the tables.
+    merged = {n: r for n, r in (stored | results).items() if "network_calls" in r}
+    merged = {name: merged[name] for name in [*ROWS, REAL] if name in merged}
+    if shown := results or merged:
+        write_outputs(shown, folder)
+        print(f"\n{folder}/table.md, fid.png, results.json, and a folder for each row")
     if store:
-        store_results(results, folder)
+        store_results(merged, list(results), folder)
+
+
+def write_outputs(results: dict[str, Any], folder: Path) -> None:
+    """All rows as Markdown, and the picture."""
+    text = tables.sample_tables(results, short=False) + "\n" + tables.likelihood_table(results)
+    write_atomically(folder / "table.md", text.encode())
+    if set(results) != {REAL}:
+        tables.save_picture(folder / "fid.png", results)
 
 
 def choose(names: list[str] | None) -> dict[str, Row | None]:
     """The rows by name; None is the row of real images."""
     known = {**ROWS, REAL: None}
+    if names == ["none"]:
+        return {}
     for name in names or []:
         if name not in known:
             raise UserError(f"row {name} is not known: choose from {', '.join(known)}")
@@ -154,7 +140,7 @@ def measure_real(reference: Reference, count: int, folder: Path) -> dict[str, An
     """Training images in place of samples: the metrics of a perfect network."""
     make_folder(folder)
     real = reference.real(count)
-    rest = {"num_steps": None, "bits_per_dim": None, "seconds_per_sample": None}
+    rest = {"network_calls": None, "bits_per_dim": None, "guidance": None}
     result = {**real, "num_samples": count, "real": real, **rest, **setup(reference)}
     write_json(folder / "result.json", result)
     save_strip(folder, reference.data.train)
@@ -190,43 +176,39 @@ def value(result: Mapping[str, Any], name: str) -> float | None:
     return entry["total"]["mean"] if isinstance(entry, dict) else entry
 
 
-def table(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
-    """The table in Markdown, one line per row.
-
-    pictures: folder of the strips, NAME.png; "" if they are NAME/strip.png.
-    """
-    lines: list[str] = []
-    for name, result in results.items():
-        row = ROWS.get(name)
-        source = f"{pictures}/{name}.png" if pictures else f"{name}/strip.png"
-        model = row.model if row else "real training images"
-        cells = {"model": model, "": f"![ten samples]({source})", **columns(result)}
-        if not lines:
-            lines = ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
-        lines.append("| " + " | ".join(cells.values()) + " |")
-    missing = [name for name in ROWS if name not in results]
-    if missing:
-        lines += ["", f"Not measured: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
-
-
-def store_results(results: dict[str, Any], folder: Path) -> None:
-    """Write results and pictures into benchmarks/scoreboard, and the table into the README."""
+def store_results(results: dict[str, Any], measured: list[str], folder: Path) -> None:
+    """Write results and pictures into benchmarks/scoreboard, and the tables into the READMEs."""
     make_folder(STORED)
-    merged = read_json(STORED / "results.json") | results
-    merged = {name: merged[name] for name in [*ROWS, REAL] if name in merged}
-    write_json(STORED / "results.json", merged)
-    for name in results:
+    write_json(STORED / "results.json", results)
+    write_outputs(results, STORED)
+    for picture in STORED.glob("*.png"):
+        if picture.stem not in [*STRIPS, "fid"]:
+            picture.unlink()  # of a row that is not shown any more
+    for name in set(measured) & set(STRIPS):
         shutil.copy(folder / name / "strip.png", STORED / f"{name}.png")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    top, found, rest = text.partition(MARKERS[0])
-    _, ended, bottom = rest.partition(MARKERS[1])
-    if not (found and ended):
-        raise UserError(f"{readme} has no lines {MARKERS[0]} and {MARKERS[1]} for the table")
-    text = f"{top}{MARKERS[0]}\n{table(merged, 'benchmarks/scoreboard')}{MARKERS[1]}{bottom}"
-    write_atomically(readme, text.encode())
-    print(f"stored in {STORED} and in {readme}")
+    pictures = "benchmarks/scoreboard"
+    parts = [
+        f"![FID against calls of the network]({pictures}/fid.png)\n",
+        f"± is one standard error. [All rows]({pictures}/table.md).\n",
+        tables.sample_tables(results, short=True),
+        tables.likelihood_table(results),
+        tables.strips(results, pictures),
+    ]
+    if not put(ROOT / "README.md", "scoreboard", "\n".join(parts)):
+        raise UserError(f"{ROOT / 'README.md'} has no lines <!-- scoreboard --> for the tables")
+    put(ROOT / "lesson_06" / "README.md", "eta_table", tables.eta_table(results))
+    put(ROOT / "lesson_09" / "README.md", "variance_table", tables.variance_table(results))
+    print(f"stored in {STORED} and in the READMEs")
+
+
+def put(readme: Path, name: str, text: str) -> bool:
+    """Put the text between <!-- NAME --> and <!-- /NAME -->; whether the file has them."""
+    whole = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    top, found, rest = whole.partition(f"<!-- {name} -->")
+    _, ended, bottom = rest.partition(f"<!-- /{name} -->")
+    if found and ended:
+        write_atomically(readme, f"{top}{found}\n{text}{ended}{bottom}".encode())
+    return bool(found and ended)
 
 
 if __name__ == "__main__":

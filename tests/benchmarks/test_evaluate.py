@@ -1,24 +1,33 @@
 """The evaluation of checkpoints of every lesson, interrupted and resumed, and with bad input."""
 
 import dataclasses
+import importlib
 import json
 import math
 from pathlib import Path
 
-from benchmarks.quality import evaluate
+from benchmarks.quality import evaluate, metrics
+from benchmarks.quality.evaluate import plus_minus
 from benchmarks.quality.samples import PlanOptions, SamplePlan
-from common import checkpoint, cli
+from common import checkpoint, cli, lessons
 from common.data import to_uint8
+from lesson_05.ddpm import linear_beta
+from lesson_06.ddim import ddim_sample
+from lesson_09.iddpm import ImprovedDDPM
 
 import numpy as np
 import pytest
 import torch
 from helpers import error_line
+from torch import nn
 
 T = 24
 FIELDS = {
     *("lesson", "checkpoint_sha256", "training_steps", "parameters", "dataset"),
     *("sampler", "num_steps", "guidance", "num_samples", "seed", "arithmetic", "device"),
+    *("eta", "sigma_hat", "variance", "network_calls", "training_images"),
+    *("judge_fid", "judge_fid_error", "judge_typical", "judge_agreement", "judge_accuracy"),
+    *("fid_error", "inception_fid"),
     *("fid", "fid_500", "share_sure", "class_balance_bits", "agreement", "precision", "recall"),
     *("nearest_median", "nearest_least", "real", "bits_per_dim", "num_images", "num_terms"),
     *("seconds_per_sample", "reference", "classifier_sha256", "classifier_accuracy", "sure_from"),
@@ -28,6 +37,7 @@ SAMPLERS = [
     ("lesson_02", "ddpm"),
     ("lesson_05", "ddpm"),
     ("lesson_05", "ddim"),
+    ("lesson_05", "strided"),
     ("lesson_05.class_conditional", "ddpm"),
     ("lesson_05.class_conditional", "ddim"),
     ("lesson_05.text_to_image", "ddim"),
@@ -83,9 +93,12 @@ def test_the_checkpoints_of_every_lesson_are_measured(
             total = sum(bits[part]["mean"] for part in ("prior", "kl", "decoder"))
         assert bits["total"]["mean"] == pytest.approx(total)
         assert bits["num_images"] == 2
+    assert result["network_calls"] == result["num_steps"]
+    assert result["training_images"] is None  # the config names no batch_size
+    assert result["fid_error"] > 0
     header, figures = capsys.readouterr().out.splitlines()[-3:-1]
-    assert header.split()[:3] == ["steps", "samples", "FID"]
-    assert figures.split()[2] == f"{result['fid']:.3g}"
+    assert header.split()[:4] == ["network", "calls", "samples", "FID"]
+    assert f" {plus_minus(result['fid'], result['fid_error'])} " in figures
     for name in ("samples.png", "nearest.png"):
         assert (tmp_path / name).stat().st_size > 0
 
@@ -124,12 +137,92 @@ def test_a_finished_run_draws_nothing_again(checkpoints, tmp_path, monkeypatch):
 def test_samples_depend_on_the_seed_and_on_the_guidance(checkpoints, tmp_path):
     file = checkpoints["lesson_05.class_conditional"]
     flags = {"plain": (), "again": (), "seed": ("--seed", "1"), "guided": ("--guidance", "2")}
-    fids = {
-        name: run(file, tmp_path / name, "--num_steps", "2", *more)["fid"]
-        for name, more in flags.items()
+    results = {
+        name: run(file, tmp_path / name, "--num_steps", "2", *more) for name, more in flags.items()
     }
+    fids = {name: result["fid"] for name, result in results.items()}
     assert fids["plain"] == fids["again"]
     assert len(set(fids.values())) == 3
+    assert results["guided"]["network_calls"] == 2 * results["plain"]["network_calls"] == 4
+
+
+SOURCES = {
+    "eta": ("lesson_05", "ddim", {"eta": 0.5}),
+    "eta_1": ("lesson_05", "ddim", {"eta": 1.0}),
+    "sigma_hat": ("lesson_09", "ddim", {"eta": 1.0, "sigma_hat": True}),
+    "beta": ("lesson_05", "strided", {"variance": "beta"}),
+    "beta_tilde": ("lesson_05", "strided", {"variance": "beta_tilde"}),
+    "all_steps": ("lesson_05", "ddpm", {"variance": "beta_tilde", "num_steps": None}),
+    "learned": ("lesson_09", "strided", {"variance": "learned"}),
+    "fixed": ("lesson_09", "strided", {"variance": "beta"}),
+    "fixed_tilde": ("lesson_09", "strided", {"variance": "beta_tilde"}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SOURCES)
+def test_eta_and_variance_are_those_of_the_lessons(case, checkpoints):
+    """The samples are what lessons 5, 6 and 9 draw from the same noise, by these flags."""
+    lesson, sampler, flags = SOURCES[case]
+    steps = {"device": "cpu", "precision": "float32", "sampler": sampler, "num_steps": 5} | flags
+    plan = SamplePlan(checkpoints[lesson], PlanOptions(**steps))
+    assert plan.settings().items() >= {k: v for k, v in flags.items() if v is not None}.items()
+    torch.manual_seed(0)
+    *_, (_, images) = plan.trajectory(torch.zeros(3).long(), 0)
+    variance = flags.get("variance") if lesson == "lesson_09" or sampler == "ddpm" else None
+    module = importlib.import_module(lessons.LESSONS[lesson])
+    process, model, _ = module.load(checkpoints[lesson], variance=variance)
+    torch.manual_seed(0)
+    x_T = torch.randn(3, 1, 28, 28)
+    if sampler == "ddim":
+        hat = flags.get("sigma_hat", False)
+        expected = ddim_sample(model, process, x_T, 5, flags["eta"], sigma_hat=hat)
+    elif sampler == "ddpm":
+        expected = process.sample(model, x_T)
+    elif lesson == "lesson_09":
+        expected = process.strided(5).sample(model, x_T)
+    else:  # lesson 5's betas, strided by lesson 9
+        strided = ImprovedDDPM(linear_beta(T), flags["variance"]).strided(5)
+        expected = strided.sample(model, x_T)
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_other_noise_has_other_samples_and_is_not_reused(checkpoints, tmp_path, capsys):
+    """Kept samples are used again only for the same η, σ̂ and variance."""
+    ddim, strided = (["--sampler", s, "--num_steps", "5"] for s in ("ddim", "strided"))
+    runs = [[*ddim], [*ddim, "--eta", "1"], [*ddim, "--eta", "1", "--sigma_hat", "true"]]
+    runs += [[*strided], [*strided, "--variance", "beta"], [*strided, "--variance", "beta_tilde"]]
+    file = checkpoints["lesson_09"]
+    fids = [run(file, tmp_path / str(k), *flags)["fid"] for k, flags in enumerate(runs)]
+    assert len(set(fids)) == len(runs)
+    learned = run(file, tmp_path / "3", *strided, "--variance", "learned")  # the same, said
+    assert learned["fid"] == fids[3]
+    for k, flags in ((0, runs[1]), (1, runs[2]), (3, runs[4]), (4, runs[5])):
+        error = error_line(capsys, evaluate.main, *words(file, tmp_path / str(k), *flags))
+        assert "samples.npz holds samples of another checkpoint or of other flags" in error
+
+
+def test_inception_is_an_extra(checkpoints, tmp_path, capsys, monkeypatch, reference):
+    """A line where it is missing, before any work; with a stand-in, FID in its features."""
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    none = str(tmp_path / "none.safetensors")
+    error = error_line(capsys, evaluate.main, "--model_checkpoint", none, "--inception", "true")
+    assert "--inception needs torch-fidelity: pip install 'torchmetrics[image]'" in error
+
+    class StandIn(nn.Module):
+        num_features = 12
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.dtype == torch.uint8  # three channels, grey repeated
+            assert torch.equal(images[:, :1].expand(-1, 3, -1, -1), images)
+            return images[:, 0, 9:13, 9:12].flatten(1).double()
+
+    monkeypatch.setattr(metrics, "inception", StandIn)
+    result = run(checkpoints["lesson_05"], tmp_path, "--num_steps", "2", "--inception", "true")
+    one, two = (
+        x[:, 0, 9:13, 9:12].flatten(1).double() for x in (levels_in(tmp_path), reference.data.train)
+    )
+    assert result["inception_fid"] == pytest.approx(metrics.fid(one, two), rel=1e-6)
 
 
 @torch.no_grad()
@@ -150,7 +243,16 @@ BAD = [
     ("lesson_05", ("--num_steps", "25"), "num_steps is 25: it must be from 1 to 24"),
     ("lesson_05", ("--sampler", "ddpm", "--num_steps", "9"), "ddpm takes all 24 steps"),
     ("lesson_02", (), "cannot be sampled by ddim: choose another --sampler"),
-    ("lesson_05", ("--sampler", "strided"), "cannot be sampled by strided"),
+    ("lesson_02", ("--sampler", "strided"), "cannot be sampled by strided"),
+    ("lesson_02", ("--sampler", "ddpm", "--variance", "beta"), "predicts its variance: omit"),
+    ("lesson_05", ("--variance", "beta"), "--variance is for ddpm and strided: --sampler ddim"),
+    ("lesson_05", ("--sampler", "ddpm", "--variance", "learned"), "without learned variance"),
+    ("lesson_05", ("--sampler", "strided", "--variance", "learned"), "without learned variance"),
+    ("lesson_05", ("--sampler", "strided", "--variance", "gamma"), "variance"),
+    ("lesson_05", ("--sampler", "ddpm", "--eta", "1"), "--eta and --sigma_hat are for ddim"),
+    ("lesson_09", ("--sampler", "strided", "--sigma_hat", "true"), "are for ddim: --sampler str"),
+    ("lesson_05", ("--eta", "1.5"), "eta is 1.5: choose 0 (no noise) to 1"),
+    ("lesson_05", ("--sigma_hat", "true"), "--sigma_hat needs --eta 1, not 0"),
     ("lesson_05", ("--guidance", "2"), "takes no condition: omit --guidance"),
     ("lesson_05.class_conditional", ("--guidance", "-1"), "guidance is -1"),
     ("lesson_05", ("--sampler", "euler"), "sampler"),
@@ -181,6 +283,24 @@ def test_numbers_are_refused_before_anything_is_read(tmp_path, capsys):
         assert reason in error_line(capsys, evaluate.main, "--model_checkpoint", none, *flags)
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.08363, 0.00212, "0.084 ± 0.002"),
+        (0.08363, 0.00112, "0.0836 ± 0.0011"),
+        (0.016, 0.00096, "0.0160 ± 0.0010"),
+        (12.345, 0.31, "12.3 ± 0.3"),
+        (1234.6, 31.0, "1,235 ± 31"),
+        (84.65, 0.805, "84.7 ± 0.8"),
+        (0.5, None, "0.5"),
+        (None, 0.1, ""),
+        (1.0, 0.0, "1"),
+    ],
+)
+def test_a_figure_has_the_digits_of_its_error(value, error, text):
+    assert plus_minus(value, error) == text
+
+
 def test_other_files_give_one_line(checkpoints, tmp_path, capsys):
     content = checkpoint.load(checkpoints["lesson_05"])
     path = tmp_path / "other.safetensors"
@@ -208,7 +328,8 @@ def test_saved_samples_are_checked_and_never_overwritten(checkpoints, tmp_path, 
     file = tmp_path / "samples.npz"
     kept = file.read_bytes()
     other_flags = "samples.npz holds samples of another checkpoint or of other flags"
-    for change in (["--seed", "1"], ["--num_samples", "66"], ["--num_steps", "3"]):
+    changes = ["--seed", "1"], ["--num_samples", "66"], ["--num_steps", "3"], ["--eta", "0.5"]
+    for change in changes:
         capsys.readouterr()
         assert other_flags in error_line(capsys, evaluate.main, *flags, *change)
         assert file.read_bytes() == kept

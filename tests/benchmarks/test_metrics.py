@@ -1,16 +1,20 @@
 """The classifier, and the metrics of samples: compared with closed forms and with brute force."""
 
 import dataclasses
+import itertools
 import math
 
 from benchmarks.quality import classifier
+from benchmarks.quality.judge import Judge, gradient_histograms
 from benchmarks.quality.metrics import (
     Reference,
     alternate_digits,
     entropy_bits,
     fid,
+    fid_error,
     nearest,
     precision_recall,
+    share_error,
 )
 from common.data import from_uint8, to_uint8
 from common.errors import UserError
@@ -91,6 +95,66 @@ def test_fid_of_normals_is_the_closed_form():
     expected = p.trace() + q.trace() - 2 * values
     y, z = x @ torch.linalg.cholesky(p).T, x @ torch.linalg.cholesky(q).T
     assert fid(y, z) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_error_of_fid_is_its_deviation_over_draws():
+    torch.manual_seed(0)
+    real = torch.randn(4000, 4, dtype=torch.float64) @ torch.randn(4, 4).double()
+    for shift, scale in ((0.0, 1.3), (0.4, 1.0), (0.3, 0.7)):
+        draws = scale * real[torch.randint(4000, (120, 400))] + shift
+        deviation = torch.tensor([fid(draw, real) for draw in draws]).std().item()
+        errors = torch.tensor([fid_error(draw, real) for draw in draws])
+        assert errors.mean().item() == pytest.approx(deviation, rel=0.2), (shift, scale)
+    # A feature that never varies, such as a corner's, has no part in it.
+    dead = torch.zeros(4000, 1).double()
+    both = torch.cat([draws[0], dead[:400]], 1), torch.cat([real, dead], 1)
+    assert fid_error(*both) == pytest.approx(fid_error(draws[0], real), rel=1e-6)
+
+
+def test_the_error_of_a_share():
+    assert share_error(0.5, 2000) == pytest.approx(math.sqrt(0.25 / 2000), rel=1e-2)
+    assert 0 < share_error(1.0, 2000) < 1e-3
+    assert share_error(1.0, 2000) == pytest.approx(share_error(0.0, 2000))
+
+
+def test_the_judge_knows_digits_from_what_is_none(digits, reference):
+    """It needs no network, is the same each time, and is not sure of noise."""
+    judge = Judge(digits.train, digits.train_labels)
+    features, density = judge(reference.test)
+    assert torch.equal(features, reference.judge_features)
+    assert features.shape == (len(digits.test), 64)
+    assert reference.judge_accuracy > 0.93
+    assert (density.argmax(1) == reference.labels).double().mean() > 0.93
+    kinds = {
+        "real": digits.train[:400],
+        "blurred": to_uint8(gaussian_blur(from_uint8(digits.train[:400]), 9, 2.5)),
+        "noise": to_uint8(torch.randn(400, 1, 28, 28)),
+    }
+    rows = {name: reference.compare(levels) for name, levels in kinds.items()}
+    assert rows["real"]["judge_typical"] > 0.9 > rows["blurred"]["judge_typical"]
+    assert rows["noise"]["judge_typical"] == 0
+    fids = [row["judge_fid"] for row in rows.values()]
+    assert fids == sorted(fids)
+    assert reference.compare(kinds["real"], digits.train_labels[:400])["judge_agreement"] > 0.95
+
+
+def test_histograms_of_gradients_agree_with_a_loop():
+    levels = to_uint8(torch.randn(2, 1, 12, 12))
+    x = levels.double() / 255
+    expected = torch.zeros(2, 8, 5, 5).double()
+    for n in range(2):
+        for (i, j), k in itertools.product(itertools.product(range(5), repeat=2), range(8)):
+            rows, columns = (range(10 * a // 5, -(-10 * (a + 1) // 5)) for a in (i, j))
+            total = 0.0
+            for r, c in itertools.product(rows, columns):
+                dy = (x[n, 0, r + 2, c + 1] - x[n, 0, r, c + 1]).item()
+                dx = (x[n, 0, r + 1, c + 2] - x[n, 0, r + 1, c]).item()
+                apart = abs(math.degrees(math.atan2(dy, dx)) % 360 - 45 * k)
+                total += math.hypot(dy, dx) * max(0.0, 1 - min(apart, 360 - apart) / 45)
+            expected[n, k, i, j] = math.sqrt(total / (len(rows) * len(columns)))
+    torch.testing.assert_close(
+        gradient_histograms(levels), expected.flatten(1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_fid_grows_with_noise_with_blur_and_with_missing_classes(digits, reference):
@@ -196,7 +260,7 @@ def test_real_mnist_is_recognised_and_balanced(real_mnist):
 
 def test_the_metrics_of_real_images_are_means_over_disjoint_sets(reference):
     many, few = reference.real(100), reference.real(700)
-    assert many["draws"] == 5
+    assert many["draws"] == 15
     assert few["draws"] == 2
     assert many["fid"] > few["fid"] > 0  # the distance of fewer images is larger
     assert many["fid_deviation"] > 0
@@ -222,5 +286,5 @@ def test_balanced_sets_of_real_images_have_every_digit_equally_often(reference, 
 
     monkeypatch.setattr(reference, "compare", compare)
     reference.measure_real(110, balanced=True)
-    assert len(sets) == 5
+    assert len(sets) == 13
     assert all((digits.bincount() == 11).all() for digits in sets)
