@@ -32,7 +32,6 @@ NOISE = {"beta": "β", "beta_tilde": "β̃", "learned": "learned variance"}
 DPM = "lesson_02/pretrained/mnist.safetensors"
 DDPM = "lesson_05/pretrained/mnist.safetensors"
 CLASSES = "lesson_05/class_conditional/pretrained/mnist.safetensors"
-SMALL_CLASSES = "lesson_05/class_conditional/pretrained/mnist_small.safetensors"
 TEXT = "lesson_06/pretrained/text_to_image.safetensors"
 HYBRID = "lesson_09/pretrained/mnist.safetensors"
 VLB = "lesson_09/pretrained/vlb.safetensors"
@@ -65,8 +64,6 @@ ROWS = {
     },
     "classes": ddim("DDPM with labels", CLASSES),
     "classes_guided": ddim("DDPM with labels", CLASSES, guidance=2.0),
-    "classes_small": ddim("DDPM with labels, small", SMALL_CLASSES),
-    "classes_small_guided": ddim("DDPM with labels, small", SMALL_CLASSES, guidance=2.0),
     "text": ddim("DDPM with prompts", TEXT),
     "text_guided": ddim("DDPM with prompts", TEXT, guidance=2.0),
     "hybrid_1000": strided("IDDPM, L_hybrid", HYBRID, 1000, "learned"),
