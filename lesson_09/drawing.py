@@ -3,8 +3,6 @@
 The drawing has its own light background, so that it is legible on a dark page, too.
 """
 
-from pathlib import Path
-
 from common import cli
 from common.files import output_folder
 

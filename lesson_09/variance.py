@@ -6,6 +6,7 @@ variance, with β̃ and with β, from the same noise; and how much of the gradie
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(
         num_images: test images, counted from the first.
         num_terms: terms of the bound drawn for each image; fewer if a process has fewer steps.
         steps: numbers of steps S, one row each.
-        num_samples: samples for each S and each variance.
+        num_samples: samples for each S and each variance; 0 for none.
         max_sampling_steps: where S is larger, no samples are drawn, only the bound is computed.
         num_classifier_steps: training steps of the classifier in whose features samples are
             compared.
@@ -53,7 +54,8 @@ def main(
             else data/.
     """
     check_at_least(2, num_images=num_images, num_terms=num_terms)
-    check_at_least(3, num_samples=num_samples)
+    if num_samples:
+        check_at_least(3, num_samples=num_samples)
     check_at_least(1, num_classifier_steps=num_classifier_steps)
     processes = {v: load(options.model_checkpoint, options.sha256, v)[0] for v in VARIANCES}
     learned, model, content = load(options.model_checkpoint, options.sha256)
@@ -74,12 +76,14 @@ def main(
         result["bits_per_dim"] = {
             S: bits_of(processes, model, levels, S, num_terms, options.seed) for S in steps
         }
-        judge = Judge(data, num_classifier_steps, device)
-        result["distance"] = {
-            S: distances(processes, model, data, judge, S, num_samples, options.seed)
-            for S in steps
-            if S <= max_sampling_steps
-        }
+        result["distance"] = {}
+        if num_samples:
+            judge = Judge(data, num_classifier_steps, device)
+            result["distance"] = {
+                S: distances(processes, model, data, judge, S, num_samples, options.seed)
+                for S in steps
+                if max_sampling_steps >= S
+            }
     (folder / "variance.json").write_text(json.dumps(result, indent=2) + "\n")
     print_tables(result)
     print(f"{folder}/variance.json, learned_variance.png")
@@ -94,7 +98,7 @@ def fractions(process: ImprovedDDPM, model: Network, x0: Tensor) -> dict[str, li
     """f over the pixels of noisy images at some t: mean, 5th and 95th percentile, and the shares
     below 0 and above 1."""
     T = process.num_timesteps
-    times = torch.logspace(0, 3, 31).mul((T - 1) / 1000).round().long().clamp(1, T).unique()
+    times = torch.logspace(0, math.log10(T), 31).round().long().unique()
     names = ("t", "mean", "p5", "p95", "below_0", "above_1")
     columns: dict[str, list[float]] = {name: [] for name in names}
     for t in times.tolist():
@@ -110,10 +114,10 @@ def fractions(process: ImprovedDDPM, model: Network, x0: Tensor) -> dict[str, li
 
 
 def shared_gradient(
-    process: ImprovedDDPM, model: UNet, levels: Tensor, num_batches: int = 16
+    process: ImprovedDDPM, model: UNet, levels: Tensor, num_batches: int = 16, size: int = 64
 ) -> dict[str, float]:
-    """Norms of the gradients of the weighted L_simple and λ L_vlb in all layers but the last, which ε̂ and v
-    share: of a batch of 64 as in training, and of the mean of num_batches batches."""
+    """Norms of the gradients of the weighted L_simple and λ L_vlb in the layers that ε̂ and v share,
+    all but the last: the median of batches of `size`, and the norm of the batches' mean."""
     last = set(model.conv_out.parameters())
     shared = [parameter for parameter in model.parameters() if parameter not in last]
     for parameter in shared:
@@ -121,9 +125,9 @@ def shared_gradient(
     rows: dict[str, list[Tensor]] = {"simple": [], "vlb": []}
     with torch.enable_grad():
         for _ in range(num_batches):
-            index = torch.randint(len(levels), (64,)).to(levels.device)
+            index = torch.randint(len(levels), (size,)).to(levels.device)
             x0 = from_uint8(levels[index])
-            t = torch.randint(1, process.num_timesteps + 1, (64,)).to(levels.device)
+            t = torch.randint(1, process.num_timesteps + 1, (size,)).to(levels.device)
             simple, vlb = process.loss_terms(model, x0, t, torch.randn_like(x0))
             parts = {
                 "simple": process.simple_weight * simple.mean(),

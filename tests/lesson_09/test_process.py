@@ -384,3 +384,25 @@ def test_trajectory_counts_down_to_the_image():
     sample = process.sample(lambda xt, t: torch.zeros(2, 2, 2, 2), x_T)
     assert [t for t, _ in steps] == [3, 2, 1, 0]
     assert torch.equal(steps[-1][1], sample)
+
+
+def test_variance_of_the_step_back_for_two_points():
+    """Where a pixel is -1 or 1, the best variance is never below β̃; on average over xt it is not
+    above β, but for single xt it is, by far."""
+    process = ImprovedDDPM(linear_beta(1000))
+    bar = process.alpha_bar
+    for t in (2, 10, 100, 500):
+        beta = 1 - bar[t] / bar[t - 1]
+        beta_tilde = (1 - bar[t - 1]) / (1 - bar[t]) * beta
+        w = bar[t - 1].sqrt() * beta / (1 - bar[t])
+        xt = torch.linspace(-6, 6, 200_001).double()
+        spread = (1 - bar[t]).sqrt()
+        density = sum(
+            (-0.5 * ((xt - sign * bar[t].sqrt()) / spread) ** 2).exp() for sign in (-1, 1)
+        )
+        mean_x0 = (bar[t].sqrt() * xt / (1 - bar[t])).tanh()
+        variance = beta_tilde + w**2 * (1 - mean_x0**2)
+        average = (variance * density).sum() / density.sum()
+        assert variance.min() >= beta_tilde
+        assert beta_tilde <= average < beta
+        assert variance.max() > (10 if t <= 10 else 1.1 if t <= 100 else 1) * beta
