@@ -32,9 +32,9 @@ VARIANCES: tuple[Variance, ...] = ("learned", "beta_tilde", "beta")
 
 def main(
     num_images: int = 200,
-    num_terms: int = 50,
+    num_terms: int = 20,
     steps: Sequence[int] = (1000, 50, 25, 10),
-    num_samples: int = 256,
+    num_samples: int = 128,
     max_sampling_steps: int = 50,
     num_classifier_steps: int = 1000,
     data_dir: str | None = None,
@@ -71,7 +71,12 @@ def main(
         result |= {"num_terms": num_terms, "seed": options.seed, "step": content.step}
         result["f"] = fractions(processes["learned"], model, x0)
         save_fractions(folder / "learned_variance.png", result["f"])
-        result["gradient"] = shared_gradient(learned.to(device), model, data.train.to(device))
+        print_fractions(result["f"])
+        norms = shared_gradient(learned.to(device), model, data.train.to(device))
+        result["gradient"] = norms
+        print("\nGradient of the shared layers, median norm of a batch and norm of the mean:")
+        print(f"  L_simple {norms['simple']:.3g}, {norms['mean_simple']:.3g}")
+        print(f"  λ L_vlb  {norms['vlb']:.3g}, {norms['mean_vlb']:.3g}", flush=True)
         levels = data.test[:num_images].to(device)
         result["bits_per_dim"] = {
             S: bits_of(processes, model, levels, S, num_terms, options.seed) for S in steps
@@ -85,7 +90,7 @@ def main(
                 if max_sampling_steps >= S
             }
     (folder / "variance.json").write_text(json.dumps(result, indent=2) + "\n")
-    print_tables(result)
+    print_comparison(result)
     print(f"{folder}/variance.json, learned_variance.png")
 
 
@@ -199,18 +204,15 @@ def save_fractions(path: Path, f: dict[str, list[float]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def print_tables(result: dict[str, Any]) -> None:
-    f = result["f"]
-    print(f"f over the pixels of {result['num_images']:,} test images\n")
-    print("| t | mean | 5 % | 95 % | below 0 | above 1 |\n|---|---|---|---|---|---|")
+def print_fractions(f: dict[str, list[float]]) -> None:
+    print("f over all pixels\n\n| t | mean | 5 % | 95 % | below 0 | above 1 |\n" + "|---" * 6 + "|")
     for t, mean, low, high, below, above in zip(*f.values(), strict=True):
         print(f"| {t} | {mean:.2f} | {low:.2f} | {high:.2f} | {below:.0%} | {above:.0%} |")
-    g = result["gradient"]
-    print("\nGradient of the shared layers, median norm of a batch and norm of the mean:")
-    print(f"  L_simple {g['simple']:.3g}, {g['mean_simple']:.3g}")
-    print(f"  λ L_vlb  {g['vlb']:.3g}, {g['mean_vlb']:.3g}\n")
+
+
+def print_comparison(result: dict[str, Any]) -> None:
     heads = " | ".join(f"{kind}, {v}" for kind in ("bits/dim", "distance") for v in VARIANCES)
-    print(f"| S | {heads} |\n" + "|---" * 7 + "|")
+    print(f"\n| S | {heads} |\n" + "|---" * 7 + "|")
     for S, bits in result["bits_per_dim"].items():
         cells = [f"{bits[v][0]:.3f} ± {bits[v][1]:.3f}" for v in VARIANCES]
         drawn = result["distance"].get(S)

