@@ -197,7 +197,7 @@ def save_fractions(path: Path, f: dict[str, list[float]]) -> None:
     axes.fill_between(f["t"], f["p5"], f["p95"], alpha=0.25, label="90 % of the pixels")
     axes.plot(f["t"], f["mean"], marker=".", label="mean")
     axes.set(xlabel="t", ylabel="f = (v + 1)/2", xscale="log")
-    title = "The learned f. Nothing keeps it in [0, 1]: at t = 1 it leaves by far."
+    title = "The learned f. Nothing keeps it in [0, 1], and at t = 1 it is far below 0."
     axes.set_title(title, fontsize=9, loc="left")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
