@@ -16,7 +16,7 @@ from common import cli
 from common.data import Images, from_uint8, load_images_for
 from common.errors import UserError, check_at_least
 from common.options import CheckpointOptions
-from common.pictures import new_figure
+from common.pictures import new_figure, save_rows
 from common.sampling import draw_samples, inference
 from lesson_09.ablation import Judge
 from lesson_09.evaluate import bound
@@ -40,7 +40,7 @@ def main(
     data_dir: str | None = None,
     options: CheckpointOptions = CheckpointOptions(model_checkpoint=SHIPPED, precision="float32"),
 ) -> None:
-    """Measure the learned variance: learned_variance.png, variance.json, and three tables.
+    """Measure the learned variance: learned_variance.png, variances.png, variance.json, and tables.
 
     Args:
         num_images: test images, counted from the first.
@@ -81,6 +81,8 @@ def main(
         result["bits_per_dim"] = {
             S: bits_of(processes, model, levels, S, num_terms, options.seed) for S in steps
         }
+        rows = few_samples(processes, model, data, min(steps), options.seed)
+        save_rows(folder / "variances.png", rows)
         result["distance"] = {}
         if num_samples:
             judge = Judge(data, num_classifier_steps, device)
@@ -91,7 +93,7 @@ def main(
             }
     (folder / "variance.json").write_text(json.dumps(result, indent=2) + "\n")
     print_comparison(result)
-    print(f"{folder}/variance.json, learned_variance.png")
+    print(f"{folder}/variance.json, learned_variance.png, variances.png")
 
 
 def frac(out: Tensor) -> Tensor:
@@ -167,6 +169,22 @@ def bits_of(
         bits = bound(few, model, levels, min(num_terms, num_steps), 100, clip_x0=True).total
         results[name] = (bits.mean().item(), bits.std().item() / len(bits) ** 0.5)
     return results
+
+
+def few_samples(
+    processes: dict[Variance, ImprovedDDPM],
+    model: Network,
+    data: Images,
+    num_steps: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Eight samples in S steps with each variance, from the same noise."""
+    rows = {}
+    for name, text in zip(processes, ("learned", "β̃", "β"), strict=True):
+        torch.manual_seed(seed)
+        x_T = torch.randn(8, *data.shape).to(processes[name].device)
+        rows[text] = processes[name].strided(num_steps).sample(model, x_T).cpu()
+    return rows
 
 
 def distances(

@@ -122,7 +122,10 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 "lesson_09.evaluate --num_images 100 --precision auto",
                 names("terms.png variance_ratio.png schedules.png"),
             ),
-            Recipe("lesson_09.variance --num_samples 0 --steps 10", names("learned_variance.png")),
+            Recipe(
+                "lesson_09.variance --num_samples 0 --steps 10",
+                names("learned_variance.png variances.png"),
+            ),
             Recipe("lesson_09.drawing", names("gradients.svg")),
             Recipe(
                 "lesson_09.break_it",
