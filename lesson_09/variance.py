@@ -146,8 +146,8 @@ def shared_gradient(
     for parameter in shared:
         parameter.requires_grad_(False)
     norms = {}
-    for name, gradients in rows.items():
-        stacked = torch.stack(gradients).double()
+    for name, batches in rows.items():
+        stacked = torch.stack(batches).double()
         norms[name] = stacked.norm(dim=1).median().item()
         norms[f"mean_{name}"] = stacked.mean(0).norm().item()
     return norms
