@@ -133,6 +133,11 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 names("terms.png variance_ratio.png schedules.png"),
             ),
             Recipe(
+                "lesson_09.variance --num_samples 0 --steps 10",
+                names("learned_variance.png variances.png"),
+            ),
+            Recipe("lesson_09.drawing", names("gradients.svg")),
+            Recipe(
                 "lesson_09.break_it",
                 names(
                     "broken_raw_log_variance.png broken_no_clipping.png "
