@@ -69,8 +69,8 @@ def board(monkeypatch, tmp_path, digits, reference):
 
 
 def test_rows_are_measured_and_compared_with_the_stored_ones(board, capsys, tmp_path, monkeypatch):
-    rows = ("--rows", "real", "ddim_10", "ddim_10_eta_0.5", "vlb_100")
-    monkeypatch.setitem(ROWS, "vlb_100", ROWS["vlb_100"]._replace(checkpoint="missing"))
+    rows = ("--rows", "real", "ddim_10", "ddim_10_eta_0.5", "vlb_25")
+    monkeypatch.setitem(ROWS, "vlb_25", ROWS["vlb_25"]._replace(checkpoint="missing"))
     table = board(*rows)
     out = capsys.readouterr().out
     assert "there is no stored result to compare with" in out
@@ -85,7 +85,7 @@ def test_rows_are_measured_and_compared_with_the_stored_ones(board, capsys, tmp_
     assert real.startswith("| real training images |  | ")
     assert networks[0].startswith("| network | parameters | images trained on | bits/dim |")
     assert "Not measured:" in table
-    assert ", vlb_100, " in table
+    assert ", vlb_25, " in table
     assert (tmp_path / "rows" / "fid.png").stat().st_size > 0
     for name in ("real", "ddim_10"):
         assert (tmp_path / "rows" / name / "strip.png").exists()
