@@ -32,7 +32,7 @@ def gradients() -> str:
         box(520, 175, 120, 50, ["mean μ"]),
         box(520, 265, 120, 50, ["variance σ²"]),
         box(710, 75, 135, 70, ["L_simple", "|ε − ε̂|²"], BLUE),
-        box(710, 195, 135, 90, ["λ L_vlb", "KL to the", "true step back"], RED),
+        box(710, 195, 135, 90, ["λ L_vlb", "KL to the true", "reverse step"], RED),
         arrow(110, 195, 160, 195, GREY),
         arrow(290, 178, 360, 118, GREY),
         arrow(290, 212, 360, 282, GREY),
