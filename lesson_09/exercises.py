@@ -36,7 +36,7 @@ def cosine_alpha_bar(T: int, s: float = 0.008) -> Any:
 
 # With your function: how many times t from 1 to 1000 have ᾱ_t > ½ at T = 1000? (Linear: 259.)
 NUM_ABOVE_HALF: Any = ...
-# And how many of the 1000 betas, 1 - ᾱ_t/ᾱ_{t-1}, are above 0.999?
+# And how many of the 1000 values β_t = 1 - ᾱ_t/ᾱ_{t-1} are above 0.999?
 NUM_CUT: Any = ...
 
 
@@ -62,7 +62,7 @@ def best_variance(alpha_bar: Tensor, t: int, s: float) -> Any:
     Args:
         alpha_bar: ᾱ_0 ... ᾱ_T, (T+1,).
         t: from 2 to T.
-        s: deviation of the data.
+        s: standard deviation of the data.
     """
     beta_tilde: Any = ...
     w: Any = ...
@@ -105,10 +105,10 @@ def check_3_learned_variance() -> None:
     ends = process.log_beta[t], process.posterior_log_var[t]
     for name, value, end in [("-1", -1.0, ends[1]), ("1", 1.0, ends[0])]:
         found = learned_log_var(torch.full_like(v, value), *ends)
-        assert torch.allclose(found, end.expand_as(v), atol=1e-5), f"v = {name} gives another end"
+        assert torch.allclose(found, end.expand_as(v), atol=1e-5), f"v = {name} must give log {'β' if value > 0 else 'β̃'}"
     right = process.p_mean_variance(torch.cat([xt, v], 1), xt, t).log_var
     assert torch.allclose(learned_log_var(v, *ends), right, atol=1e-4), (
-        "the ends are right, what lies between (or outside) is not: in the logarithm, unclipped"
+        "the ends are right, the values between or outside are not: interpolate log σ², unclipped"
     )
 
 
@@ -156,15 +156,15 @@ def best_probabilities(terms: Tensor) -> Any:
 
 
 def loss_weight(p: Tensor, t: Tensor) -> Any:
-    """What the loss of an image with time t, from 1 to T, is multiplied by: p (T,), t (B,) -> (B,).
+    """The factor of the loss of an image with time t, from 1 to T: p (T,), t (B,) -> (B,).
 
-    On average over t drawn from p it is 1.
+    Its average over t drawn from p is 1.
     """
     return ...
 
 
-# Let the term at t be 1/t, T = 1000. How many times smaller is E[(L_t/p_t)²] with the best p than
-# with uniform p? Two digits are enough.
+# Let the term at t be exactly 1/t, T = 1000. How many times smaller is E[(L_t/p_t)²] with the best
+# p than with uniform p? Two digits are enough.
 FACTOR: Any = ...
 
 
@@ -190,8 +190,8 @@ def check_5_importance_sampling() -> None:
 def strided_betas(alpha_bar: Tensor, times: Tensor) -> Any:
     """β_1 ... β_S of the process that takes only the times τ_1 < ... < τ_S.
 
-    alpha_bar (T+1,) is ᾱ_0 ... ᾱ_T of the long process, times (S,) int64. At each of its steps
-    the short process must have lost as much of the image as the long one at that time.
+    alpha_bar (T+1,) is ᾱ_0 ... ᾱ_T of the long process, times (S,) int64. After its
+    step i the short process must have the ᾱ of the long one at τ_i.
     """
     return ...
 
