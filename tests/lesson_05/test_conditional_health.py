@@ -2,10 +2,13 @@
 
 import re
 
+from common import lessons
 from common.data import from_uint8
 from lesson_05.class_conditional import geometry, health
+from lesson_05.class_conditional.sample_mnist import SHIPPED
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.guidance import Guided
+from lesson_06.ddim import ddim_trajectory
 
 import pytest
 import torch
@@ -107,3 +110,25 @@ def test_the_drawing_is_the_stored_one(process):
     old_numbers, new_numbers = ([float(x) for x in re.findall(number, s)] for s in (old, new))
     assert old_numbers == pytest.approx(new_numbers, abs=0.2)
     assert 'fill="#ffffff"' in old  # a card of its own, legible on light and dark pages
+
+
+@pytest.mark.parametrize(("clip_x0", "deviation"), [(True, 1.66), (False, 1.23)])
+def test_a_doubled_estimate_is_corrected_by_the_following_steps(clip_x0, deviation):
+    """The README's third break: from too little noise the network predicts less."""
+    process, model, _ = lessons.load(SHIPPED)
+    conditional = model.bind(torch.arange(10))
+    deviations: list[float] = []
+
+    def doubled(xt: Tensor, t: Tensor) -> Tensor:
+        eps_hat = 2 * conditional(xt, t)
+        deviations.append(eps_hat.std().item())
+        return eps_hat
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        x_T = torch.randn(10, 1, 28, 28)
+        for t, _ in ddim_trajectory(doubled, process, x_T, 50, 1.0, clip_x0=clip_x0):
+            if t < 400:
+                break
+    assert deviations[0] == pytest.approx(2, abs=0.05)
+    assert deviations[-1] == pytest.approx(deviation, abs=0.03)
