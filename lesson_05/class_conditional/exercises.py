@@ -17,8 +17,8 @@ from lesson_05.guidance import Guided
 import torch
 from torch import Tensor
 
-# 1. Labels are dropped with probability 0.1, each by itself. What share of the batches of 64 images
-# loses no label at all? A number or a formula.
+# 1. Labels are dropped with probability 0.1, independently of each other. What share of the batches
+# of 64 images loses no label at all? A number or a formula.
 share_of_full_batches: Any = ...
 
 
@@ -37,7 +37,7 @@ def guided(eps_null: Tensor, eps_cond: Tensor, s: float) -> Any:
     return ...
 
 
-# 4. What guidance aims at, where it can be computed: x | c is N(c, 1), and c is N(0, 1).
+# 4. The density that guidance aims at, in an example: x | c is N(c, 1), and c is N(0, 1).
 def density(c: float, s: float) -> Any:
     """Mean and variance of the Gaussian that is proportional to p(x) p(c | x)^s: two numbers."""
     return ...

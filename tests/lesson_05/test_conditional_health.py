@@ -1,9 +1,12 @@
 """The loss with the right, the null and a wrong condition; guidance where everything is known."""
 
+from common import lessons
 from common.data import from_uint8
 from lesson_05.class_conditional import geometry, health
+from lesson_05.class_conditional.sample_mnist import SHIPPED
 from lesson_05.ddpm import DDPM, linear_beta
 from lesson_05.guidance import Guided
+from lesson_06.ddim import ddim_trajectory
 
 import pytest
 import torch
@@ -95,3 +98,25 @@ def test_guided_samples_overshoot_the_guided_density(process):
             assert drawn[1] < 0.9 * variance
     slow = geometry.sampled(DDPM(linear_beta(4000)), 2.0)
     assert slow == pytest.approx((1.500, 0.583), abs=1e-3)
+
+
+@pytest.mark.parametrize(("clip_x0", "deviation"), [(True, 1.66), (False, 1.23)])
+def test_a_doubled_estimate_is_corrected_by_the_following_steps(clip_x0, deviation):
+    """The README's third break: from too little noise the network predicts less."""
+    process, model, _ = lessons.load(SHIPPED)
+    conditional = model.bind(torch.arange(10))
+    deviations: list[float] = []
+
+    def doubled(xt: Tensor, t: Tensor) -> Tensor:
+        eps_hat = 2 * conditional(xt, t)
+        deviations.append(eps_hat.std().item())
+        return eps_hat
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        x_T = torch.randn(10, 1, 28, 28)
+        for t, _ in ddim_trajectory(doubled, process, x_T, 50, 1.0, clip_x0=clip_x0):
+            if t < 400:
+                break
+    assert deviations[0] == pytest.approx(2, abs=0.05)
+    assert deviations[-1] == pytest.approx(deviation, abs=0.03)
