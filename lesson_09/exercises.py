@@ -105,7 +105,7 @@ def check_3_learned_variance() -> None:
     ends = process.log_beta[t], process.posterior_log_var[t]
     for name, value, end in [("-1", -1.0, ends[1]), ("1", 1.0, ends[0])]:
         found = learned_log_var(torch.full_like(v, value), *ends)
-        assert torch.allclose(found, end.expand_as(v), atol=1e-5), f"v = {name} must give log {'β' if value > 0 else 'β̃'}"
+        assert torch.allclose(found, end.expand_as(v), atol=1e-5), f"wrong end at v = {name}"
     right = process.p_mean_variance(torch.cat([xt, v], 1), xt, t).log_var
     assert torch.allclose(learned_log_var(v, *ends), right, atol=1e-4), (
         "the ends are right, the values between or outside are not: interpolate log σ², unclipped"
