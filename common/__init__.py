@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 root = Path(__file__).resolve().parent.parent
 clone = Path(getattr(sys.modules["__main__"], "__file__", None) or root / "none").resolve().parent
@@ -23,6 +24,18 @@ if (clone / "common" / "options.py").exists() and root not in (clone, *chosen):
         file=sys.stderr,
     )
     raise SystemExit(2)
+
+
+def say_stopped(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ctrl-C while modules are imported, which takes seconds: common/cli.py is not there yet."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped: the same command starts again", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if clone == root:  # in a script of these lessons only
+    sys.excepthook = say_stopped
 
 
 def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float:

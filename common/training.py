@@ -136,9 +136,11 @@ class Run(RunLog):
         shape = options.image_size, options.image_channels
         self.data = data = load_images(options.dataset, options.data_dir, *shape)
         if self.resumed and self.resumed.dataset != data.name:
+            name = self.resumed.dataset
+            where = "" if name == "digits" else ", and --data_dir unless its files are downloaded"
             raise UserError(
-                f"the run to resume was trained on {self.resumed.dataset}, but the data found now "
-                f"is {data.name}: give --dataset and --data_dir as before"
+                f"the run to resume was trained on {name}, but the data found now is {data.name}: "
+                f"add --dataset {name}{where}"
             )
         if self.resumed and (
             self.resumed.image_shape != data.shape

@@ -100,7 +100,7 @@ def decoded(bench: Bench, rows: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def no_noise(bench: Bench) -> dict[str, Tensor]:
-    """The chain of means falls into the most probable image, which is empty."""
+    """All chains of means end at the same image, which is empty."""
     rows = {
         "unchanged": sample(bench, bench.process, "unchanged"),
         "no noise": sample(bench, broken(NoNoise, bench), "no noise"),

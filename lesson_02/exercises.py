@@ -80,8 +80,8 @@ def constants(beta: Tensor) -> Any:
 
 # By how many bits does the ceiling of K rise whenever β_1 is halved (and T stays at 1000)?
 GAIN: Any = ...
-# A network that answers 0 has K = L_null exactly. For which data? "a": only for standard normal
-# data; "b": for all data of mean 0 and variance 1, whatever their shape; "c": for none.
+# A network that outputs 0 has K = L_null exactly. For which data? "a": only for standard normal
+# data; "b": for all data of mean 0 and variance 1; "c": for none.
 ZERO_NETWORK: Any = ...
 
 
@@ -95,7 +95,7 @@ def check_3_constants() -> None:
         ceiling = last - first - prior + entropy
         assert math.isclose(ceiling, DPM(beta).ceiling().item(), abs_tol=1e-4), "XT given X0"
     assert abs(GAIN - 0.5) < 0.01, "compare DPM(beta).ceiling() for two β_1"
-    assert ZERO_NETWORK == "b", "try bits_per_dim on pixels that are -1 or 1 by a coin"
+    assert ZERO_NETWORK == "b", "try bits_per_dim on pixels that are -1 or 1 with equal probability"
 
 
 # 4. Sampling [Section 2.2]
@@ -139,8 +139,8 @@ def noise_var_at(noise_var: float, t: int, T: int) -> Any:
     return ...
 
 
-# With it, data N(0, 1), y = 1 and noise_var = 1: what mean and variance does the perturbed
-# process reach at T = 1000? `perturbed` below computes them from your function. Two decimals.
+# Data N(0, 1), y = 1, noise_var = 1, T = 1000: what mean and variance does the perturbed process
+# reach with this r? `perturbed` below computes them from your function. Give two decimals.
 MEAN: Any = ...
 VARIANCE: Any = ...
 # With a constant variance of r instead, by which factor must noise_var be multiplied for the
@@ -177,8 +177,8 @@ def first_noise(beta_1: float, std: float = 78.57) -> Any:
 
 
 def cost(beta_1: float, std: float = 78.57) -> Any:
-    """Bits by which uniform noise of one level's width raises the entropy of x_1 for a pixel that
-    is always black, if its x_1 is taken for a Gaussian with and without it."""
+    """Bits by which uniform noise of one level's width raises the entropy of x_1, for a pixel that
+    is always black. Take x_1 as a Gaussian, with and without that noise."""
     return ...
 
 
@@ -193,7 +193,7 @@ def check_6_dequantisation() -> None:
         assert math.isclose(first_noise(beta_1), right, rel_tol=1e-4), "deviations scale like data"
         bits = 0.5 * math.log2(1 + 1 / (12 * right**2))
         assert math.isclose(cost(beta_1), bits, rel_tol=1e-3), "U(-½, ½) has the variance 1/12"
-    assert CHANGE == "c", "most pixels are black in all images: compare with cost(0.002)"
+    assert CHANGE == "c", "compare with cost(0.002), the change for a pixel that is always black"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ class DPMOptions(TrainingOptions):
 
     Args:
         learned_beta: whether the rates β_2..β_T are trained, too [SD15 Section 2.4.1].
-        dequantize: whether uniform noise of one level's width is added to the 8-bit levels. Without
-            it the bound is meaningless, since the model can learn the grid of the levels.
+        dequantize: whether uniform noise of one level's width is added to the 8-bit levels. With
+            1000 steps it hardly matters, since the noise of the first step is wider. With a much
+            smaller β_1 the model could learn the grid of the levels without it.
         num_strata: number of parts of 2..T from which a batch's t are drawn; parts at later t are
             longer. With T - 1 parts t is drawn uniformly, as in the paper.
         num_bound_images: number of training and of test images for the bound at the end; fewer

@@ -3,7 +3,7 @@
     python exercises.py      all of them
     python exercises.py 2    the second
 
-The README has the answers, folded. In tables indexed by t, slot 0 is the clean image: ᾱ_0 = 1.
+The README has the answers, folded. Tables are indexed by t; slot 0 is the clean image, ᾱ_0 = 1.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ def q_sample(alpha_bar: Tensor, x0: Tensor, t: Tensor, eps: Tensor) -> Any:
 
 
 def training_loss(process: DDPM, model: Any, x0: Tensor) -> Any:
-    """3. Lines 3 to 5 of Algorithm 1: draw a time and the noise for each image (B, C, H, W), and
-    return the loss of each, (B,)."""
+    """3. Lines 3 to 5 of Algorithm 1: draw a time and noise for each image of x0 (B, C, H, W), and
+    return the loss of each image, (B,)."""
     t: Any = ...
     eps: Any = ...
     t, eps = t.to(x0.device), eps.to(x0.device)
@@ -49,18 +49,18 @@ def p_sample(beta: Tensor, alpha_bar: Tensor, model: Any, xt: Tensor, t: int, z:
     scale: Any = ...
     weight: Any = ...
     mean = scale * (xt - weight * eps_hat)
-    deviation: Any = ...  # of the noise, at every t
+    deviation: Any = ...  # the noise's standard deviation; it must be right at every t
     return mean + deviation * z
 
 
 def weight_of_x0(alpha_bar: Tensor) -> Any:
-    """5. A network predicts x0 instead of the noise. By which factor must its squared error be
-    multiplied, so that the loss is L_simple? alpha_bar is ᾱ_t, at any t."""
+    """5. A network predicts x0 instead of the noise. Which factor turns its squared error into
+    L_simple? alpha_bar is ᾱ_t, at any t."""
     return ...
 
 
 def score(alpha_bar: Tensor, eps_hat: Tensor) -> Any:
-    """6. The score ∇ log q(xt), from the predicted noise in xt. alpha_bar is ᾱ_t."""
+    """6. The score ∇ log q(xt), from the predicted noise eps_hat in xt. alpha_bar is ᾱ_t."""
     return ...
 
 
@@ -109,7 +109,7 @@ def check_4_p_sample() -> None:
         p = process.p_mean_variance(torch.tanh(xt), xt, t_batch, clip_x0=False)
         right = p.mean if t == 1 else p.mean + torch.exp(0.5 * p.log_var) * z
         x = p_sample(beta.float(), process.alpha_bar.float(), lambda xt, t: xt.tanh(), xt, t, z)
-        hint = ": is there noise in the image?" if t == 1 else ""
+        hint = ": the result is the image, is there noise in it?" if t == 1 else ""
         assert torch.allclose(x, right, atol=1e-4), f"the step from t = {t} is wrong{hint}"
 
 

@@ -1,5 +1,5 @@
 """Exercises of lesson 6. Replace each ... and run `python exercises.py`, or `python exercises.py 4`
-for the fourth alone. The questions are in words in the README, which also has the answers."""
+for the fourth alone. The README asks the same questions and has the answers."""
 
 import math
 from itertools import pairwise
@@ -12,9 +12,9 @@ from lesson_06 import ddim
 import torch
 from torch import Tensor
 
-# 1. A sampler visits range(1, T + 1, T // S). How many times does it evaluate the network for
-#    T = 1000, S = 300? And which spacing of the lesson starts at t = T for every S, where the
-#    forward process ended: "uniform", "quadratic" or "trailing"?
+# 1. A sampler visits the times range(1, T + 1, T // S). How often does it evaluate the network for
+#    T = 1000 and S = 300? And which spacing of ddim_timesteps starts sampling at t = T for every S:
+#    "uniform", "quadratic" or "trailing"?
 
 evaluations: Any = ...
 starts_at_T: Any = ...
@@ -61,8 +61,8 @@ def check_3_uniform_times() -> None:
         assert times == ddim.ddim_timesteps(T, S), f"for T = {T}, S = {S} got {times[:3]}..."
 
 
-# 4. One step from xt to xs (Eq. 12), with the new noise z given. What deviation does η give the new
-#    noise (Eq. 16)? What factor is left for the predicted noise?
+# 4. One step from xt to xs (Eq. 12), with the new noise z given. Which standard deviation does η
+#    give the new noise (Eq. 16)? Which factor is left for the predicted noise?
 
 
 def ddim_step(
@@ -94,8 +94,8 @@ def check_4_ddim_step() -> None:
             assert close(got, ddpm), "with eta = 1 it is not lesson 5's step"
 
 
-# 5. One step of encoding, from xs up to xt, s < t, with η = 0. At which point and time does Euler's
-#    method evaluate the network, going up? What if s = 0, a time without training?
+# 5. One step of encoding, from xs up to xt, s < t, with η = 0. At which time does Euler's method
+#    evaluate the network on the way up? And if s = 0, where the network was not trained?
 
 
 def encode_step(model: Network, process: DDPM, xs: Tensor, s: int, t: int) -> Any:
@@ -121,9 +121,9 @@ def check_5_encode_step() -> None:
     assert close(xs, ddim.ddim_encode(model, process, x0, 10)), "encodes into other noise"
 
 
-# 6. Data from N(0, 1), for which the best network is eps_hat = √(1-ᾱ_t) xt. Somebody adds a small
-#    δ to xt. How much of it is left in the image, as a multiple of δ, with short steps, for η = 0
-#    and for η = 1? (Put eps_hat into Eq. 12 and find the factor of xt.)
+# 6. The data are N(0, 1), and the best network is eps_hat = √(1-ᾱ_t) xt. Add a small error δ to xt.
+#    What share of δ is left in the image after short steps, for η = 0 and for η = 1? (Put eps_hat
+#    into Eq. 12 and find the factor of xt.)
 
 
 def share_left(alpha_bar_t: float, eta: int) -> Any:

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.quality.graphs import save_graphs
 from common import cli
 from common.data import load_images
 from common.errors import UserError
@@ -103,7 +102,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
             Recipe(
                 f"lesson_06.laboratory --figure eta --steps 10 50 {EIGHT_PROMPTS}", names("eta.png")
             ),
-            Recipe("graphs lesson_06", names("graphs.svg")),
+            Recipe("lesson_06.drawings", names("graphs.svg")),
             Recipe(
                 f"lesson_06.laboratory --figure consistency {EIGHT_PROMPTS}",
                 names("consistency.png"),
@@ -136,7 +135,7 @@ RECIPES: dict[str, tuple[str, list[Recipe]]] = {
                 "lesson_09.variance --num_samples 0 --steps 10",
                 names("learned_variance.png variances.png"),
             ),
-            Recipe("lesson_09.drawing", names("gradients.svg")),
+            Recipe("lesson_09.drawings", names("gradients.svg")),
             Recipe(
                 "lesson_09.break_it",
                 names(
@@ -211,12 +210,7 @@ def bound(folder: Path, lesson: str) -> None:
     save_bound(folder, process.ceiling().item())
 
 
-def graphs(folder: Path, lesson: str) -> None:
-    """Which image depends on which: a drawing that needs no checkpoint."""
-    save_graphs(folder / "graphs.svg")
-
-
-MORE = {"bound": bound, "forward": forward, "graphs": graphs, "losses": losses}
+MORE = {"bound": bound, "forward": forward, "losses": losses}
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ import math
 from common import cli
 from common.files import output_folder
 from common.options import ScriptOptions
+from common.svg import BLUE, GREY, ORANGE, RED, Drawings, arrow, line, page, save, text, through
 from lesson_05.ddpm import DDPM, Gaussian, linear_beta
 from lesson_05.guidance import Guided
 
 import torch
 from torch import Tensor
-
-GREY, BLUE, ORANGE, RED = "#6b7280", "#2563eb", "#d97706", "#dc2626"
 
 
 def main(scales: list[float] | None = None, options: ScriptOptions = ScriptOptions()) -> None:
@@ -30,9 +29,7 @@ def main(scales: list[float] | None = None, options: ScriptOptions = ScriptOptio
     for s in scales or [1.0, 2.0, 4.0, 8.0]:
         results = density(s), sampled(process, s), sampled(process, s, 20)
         print(f"| {s:g} | " + " | ".join(f"{m:.3f}, {v:.3f}" for m, v in results) + " |")
-    folder = output_folder(options.output_dir, "lesson_05.class_conditional")
-    (folder / "guidance.svg").write_text(drawing(process), encoding="utf-8")
-    print(f"{folder}/guidance.svg")
+    save(DRAWINGS, output_folder(options.output_dir, "lesson_05.class_conditional"))
 
 
 def density(s: float, c: float = 1.0) -> tuple[float, float]:
@@ -79,87 +76,51 @@ def sampled(
     return mean, variance
 
 
-def drawing(process: DDPM, s: float = 4.0) -> str:
-    """The picture, as SVG on a white card, so that it is legible on any background."""
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 330" width="820" height="330" '
-        'font-family="sans-serif" font-size="14">',
-        '<rect width="820" height="330" rx="8" fill="#ffffff"/>',
-        *step_panel(),
-        *density_panel(process, s),
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def text(x: float, y: float, words: str, colour: str = "#111827", size: int = 14) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}" font-size="{size}">{words}</text>'
-
-
-def arrow(
-    start: tuple[float, float], end: tuple[float, float], colour: str, dashed: bool = False
-) -> str:
-    """A line with a head at its end."""
-    angle = math.atan2(end[1] - start[1], end[0] - start[0])
-    wings = [
-        f"{end[0] - 11 * math.cos(angle + turn):.1f},{end[1] - 11 * math.sin(angle + turn):.1f}"
-        for turn in (0.4, -0.4)
-    ]
-    dash = ' stroke-dasharray="6 5"' if dashed else ""
-    return (
-        f'<path d="M{start[0]:.1f},{start[1]:.1f} L{end[0]:.1f},{end[1]:.1f}" fill="none" '
-        f'stroke="{colour}" stroke-width="2.5"{dash}/>'
-        f'<polygon points="{end[0]:.1f},{end[1]:.1f} {wings[0]} {wings[1]}" fill="{colour}"/>'
-    )
+def guidance(s: float = 4.0) -> str:
+    """Left, the geometry of one step; right, what the steps draw, over x."""
+    return page(820, 330, [*step_panel(), *density_panel(s)])
 
 
 def step_panel() -> list[str]:
     """The two estimates as arrows, and the guided one on the line through them, for s = 2."""
-    origin, null, conditional = (60.0, 270.0), (150.0, 110.0), (230.0, 150.0)
-    guided = tuple(n + 2 * (c - n) for n, c in zip(null, conditional, strict=True))
-    return [
-        text(24, 32, "One step: two estimates of the noise", size=16),
-        arrow(null, (guided[0], guided[1]), GREY, dashed=True),
-        arrow(origin, null, BLUE),
-        arrow(origin, conditional, ORANGE),
-        arrow(origin, (guided[0], guided[1]), RED),
-        f'<circle cx="{origin[0]:.0f}" cy="{origin[1]:.0f}" r="5" fill="#111827"/>',
-        text(40, 300, "xₜ"),
-        text(96, 96, "ε(xₜ, ∅), s = 0", BLUE),
-        text(228, 138, "ε(xₜ, c), s = 1", ORANGE),
-        text(272, 228, "guided, s = 2", RED),
+    at = [(150 + 80 * s, 110 + 40 * s) for s in (0, 1, 2)]
+    names = ["ε(x_{t}, ∅), s = 0", "ε(x_{t}, c), s = 1", "guided, s = 2"]
+    parts = [
+        text(24, 32, "One step: two estimates of the noise", size=16, anchor="start"),
+        line("M150 110L364 217", GREY, dashed=True, head=False),
     ]
+    for (x, y), name, colour in zip(at, names, (BLUE, ORANGE, RED), strict=True):
+        parts += [arrow(60, 270, x, y, colour), text(x + 8, y - 12, name, colour, anchor="start")]
+    return [*parts, text(48, 290, "x_{t}")]
 
 
-def density_panel(process: DDPM, s: float) -> list[str]:
+def density_panel(s: float) -> list[str]:
     """The four densities over x."""
-    left, right, bottom, width, height = 450, 790, 270, 340, 200
-    low, high, top = -4.0, 4.5, 0.8
+    left, bottom, scale, low, high = 450, 270, 40, -4.0, 4.5  # scale: points for each unit of x
     curves = [
-        (0.0, 2.0, GREY, "", "p(x)"),
-        (1.0, 1.0, ORANGE, "", "p(x | c = 1)"),
-        (*density(s), BLUE, "", f"p(x) p(c | x)ˢ, s = {s:g}"),
-        (*sampled(process, s), RED, ' stroke-dasharray="6 4"', f"sampled with s = {s:g}"),
+        (0.0, 2.0, GREY, "p(x)"),
+        (1.0, 1.0, ORANGE, "p(x | c = 1)"),
+        (*density(s), BLUE, f"p(x) p(c | x)ˢ, s = {s:g}"),
+        (*sampled(DDPM(linear_beta(1000)), s), RED, f"sampled with s = {s:g}"),
     ]
     parts = [
-        text(450, 32, "The densities, where all is known", size=16),
-        f'<path d="M{left},{bottom} H{right}" stroke="{GREY}" stroke-width="1"/>',
+        text(left, 32, "An example where everything is known", size=16, anchor="start"),
+        line(f"M{left} {bottom}h340", GREY, head=False, width=1),
     ]
-    for tick in range(-4, 5, 2):
-        at = left + width * (tick - low) / (high - low)
-        parts.append(text(at - 5, bottom + 20, f"{tick}".replace("-", "−"), GREY))
-    for number, (mean, variance, colour, dash, name) in enumerate(curves):
-        points = []
-        for k in range(171):
-            x = low + (high - low) * k / 170
-            y = math.exp(-((x - mean) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
-            points.append(f"{left + width * k / 170:.1f},{bottom - height * y / top:.1f}")
-        parts.append(
-            f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" '
-            f'stroke-width="2.5"{dash}/>'
+    for x in range(-4, 5, 2):
+        parts.append(text(left + scale * (x - low), bottom + 20, f"{x}".replace("-", "−"), GREY))
+    for number, (mean, variance, colour, name) in enumerate(curves):
+        xs = torch.linspace(low, high, 171)
+        ys = torch.exp(-((xs - mean) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+        points = zip(
+            (left + scale * (xs - low)).tolist(), (bottom - 250 * ys).tolist(), strict=True
         )
-        parts.append(text(left, 64 + 22 * number, name, colour))
+        parts.append(line(through(points), colour, dashed=colour == RED, head=False))
+        parts.append(text(left, 64 + 22 * number, name, colour, anchor="start"))
     return parts
+
+
+DRAWINGS: Drawings = {"guidance.svg": guidance}
 
 
 if __name__ == "__main__":

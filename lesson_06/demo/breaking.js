@@ -15,30 +15,30 @@ const USUAL = { label: "none", guidance: 1, steps: 25 };
 const BREAKS = {
   silent: {
     broken: { clip: true, broken: "silent" },
-    text: `With η = 1 each step takes out more noise than it should keep, and new noise fills the gap.
-      Without it too little noise is left, and all starts end in nearly the same digit. (With η = 0,
-      as in Denoise, there is no gap.)`,
+    text: `With η = 1 each step keeps only a part of the predicted noise, and new noise replaces the
+      rest. Without new noise too little is left, and all starts end in nearly the same digit. (With
+      η = 0, as in Denoise, all of the predicted noise that belongs to s is kept.)`,
     line: { math: "x_s=√{ᾱ_s} x̂_0+√{1-ᾱ_s-σ^2} ε̂", mirror: "mean", gone: "noise" },
   },
   late: {
     broken: { clip: true, broken: "late" },
-    text: `Noise that is added to the last image stays in it. It is about one grey level, too little to
-      see; the lower rows show it ${MAGNIFIED} times as bright.`,
+    text: `Noise that is added to the last image stays in it. Here it is about one grey level, too little
+      to see; the lower rows show it ${MAGNIFIED} times as bright.`,
     line: { math: "x_0=μ+√{β̃_2} z", mirror: "late", gone: "p_sample" },
     magnified: true,
   },
   clipping: {
     broken: { clip: false },
     text: `With much guidance and few steps the estimates of the clean image lie far outside white and
-      black. Without clipping the strokes grow too fat, and pixels end outside, too (pink). With
-      little guidance this network needs no clipping: try 1.`,
+      black. Without clipping the strokes grow too thick, and some pixels of the result lie outside, too
+      (pink). With little guidance this network needs no clipping: try 1.`,
     settings: { label: "3", guidance: 16, steps: 10 },
     line: { math: "x̂_0=\\frac{x_t-√{1-ᾱ_t} ε̂}{√{ᾱ_t}}", mirror: "x0", gone: "use_clip" },
   },
   number: {
     broken: { clip: true, broken: "number" },
-    text: `The network is told the number of the step, 1 to S, in place of its time, 1 to 1000. It
-      takes every image for almost clean and sees too little noise in it.`,
+    text: `The network gets the number of the step, 1 to S, in place of the time, 1 to 1000. It takes
+      every image for almost clean and sees too little noise in it.`,
     line: { math: "ε̂=ε̂(x_t, i)", mirror: "number", gone: "predict" },
   },
 };
@@ -54,8 +54,8 @@ export class BreakPanel {
       ...makeRow(rows, "Broken", COUNT),
     ];
     this.magnified = [
-      ...makeRow(rows, `As it should be, the dark ${MAGNIFIED} times as bright`, COUNT),
-      ...makeRow(rows, `Broken, the dark ${MAGNIFIED} times as bright`, COUNT),
+      ...makeRow(rows, `As it should be, dark pixels ${MAGNIFIED} times as bright`, COUNT),
+      ...makeRow(rows, `Broken, dark pixels ${MAGNIFIED} times as bright`, COUNT),
     ];
     this.extra = [...rows.children].slice(4);
     this.controls = new Controls(panel.querySelector("form"), () => this.start());

@@ -251,7 +251,7 @@ export class DenoisePanel {
       this.find("copied").textContent = "Copied.";
     } catch {
       getSelection().selectAllChildren(this.find("command"));
-      this.find("copied").textContent = "Selected: copy it with Ctrl C or ⌘ C.";
+      this.find("copied").textContent = "Selected: copy it with Ctrl+C or ⌘C.";
     }
   }
 }

@@ -1,4 +1,4 @@
-// The second panel: a drawing, noised and walked back, or encoded and decoded.
+// The second panel: a drawing, noised and denoised, or encoded and decoded.
 
 import { Controls, onClick } from "./controls.js";
 import { SIZE_OF_IMAGE, centred } from "./drawing.js";
@@ -159,7 +159,7 @@ export class DigitPanel {
     const walk = options.mode === "walk";
     for (const field of this.panel.querySelectorAll("[data-only=walk]")) field.hidden = !walk;
     this.caption(this.middle, walk ? "x_t" : "x_T", walk ? "with noise" : "encoded as noise");
-    this.caption(this.last, "x̂_0", walk ? "walked back" : "decoded again");
+    this.caption(this.last, "x̂_0", walk ? "denoised" : "decoded again");
     this.show(null);
     if (!this.image || this.panel.hidden) return;
     this.centred.image(this.image);

@@ -5,8 +5,9 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from common import checkpoint, cli
+from common import checkpoint, cli, training
 from common.checkpoint import saved
+from common.data import load_images
 from common.errors import UserError
 from lesson_05 import train_mnist
 from lesson_05.unet import UNet
@@ -185,3 +186,14 @@ def test_a_finished_run_can_be_resumed_into_a_new_folder(tmp_path, capsys):
     one, other = (checkpoint.load(saved(folder)[-1]) for folder in (first, second))
     assert same(one.tensors, other.tensors)
     assert str(saved(second)[-1]) in capsys.readouterr().out
+
+
+def test_resuming_where_other_data_are_found_names_the_flag(tmp_path, monkeypatch):
+    """As after a download failed and the run fell back to scikit-learn's digits."""
+    folder = train(tmp_path / "run", num_training_steps=1)
+    found = replace(load_images("digits"), name="mnist")
+    monkeypatch.setattr(training, "load_images", lambda *arguments: found)
+    with pytest.raises(
+        UserError, match=r"trained on digits, but .* now is mnist: add --dataset di"
+    ):
+        train(folder, num_training_steps=2, resume="latest")

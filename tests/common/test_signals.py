@@ -150,3 +150,13 @@ def test_an_ignored_signal_stays_ignored():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path):
+    """A torch whose import is interrupted stands in for the seconds that the real one takes."""
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    script = str(ROOT / "lesson_05" / "train_mnist.py")
+    stopped = subprocess.run([sys.executable, script], env=environment, capture_output=True)
+    assert stopped.stderr == b"stopped: the same command starts again\n"
+    assert stopped.returncode in (130, -signal.SIGINT)
