@@ -78,8 +78,9 @@ def likelihood_table(results: Results) -> str:
         images, bits = result["training_images"], result["bits_per_dim"] or {}
         bounds = [
             plus_minus(*bits[part].values()) if part in bits else ""
-            for part in ("total", "prior", "kl", "decoder")
+            for part in ("total", "kl", "decoder")
         ]
+        bounds.insert(1, f"{bits['prior']['mean']:.1g}" if "prior" in bits else "")  # nearly 0
         seen = f"{images:,}" if images else ""
         rows.append([network, f"{result['parameters']:,}", seen, *bounds])
     bits = next((r["bits_per_dim"] for r in found.values() if r["bits_per_dim"]), None)
