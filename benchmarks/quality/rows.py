@@ -52,7 +52,7 @@ def strided(network: str, checkpoint: str, num_steps: int, variance: Variance) -
     return Row(network, checkpoint, "strided", num_steps, variance=variance)
 
 
-FEW = (25, 10)  # a long step with β̃ is a step of DDIM with η = 1, and one with β is about σ̂
+FEW = (10,)  # a long step with β̃ is a step of DDIM with η = 1, and one with β is about σ̂
 FIXED: tuple[Variance, ...] = ("beta_tilde", "beta")
 ROWS = {
     "dpm": Row("DPM", DPM, "ddpm"),
