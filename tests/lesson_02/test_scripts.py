@@ -5,11 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from common import lessons
 from common.break_it import Bench, BreakOptions
 from common.data import from_uint8, load_images
 from common.options import DataOptions, SamplingOptions
 from lesson_02 import break_it, parzen, sample_mnist, swiss_roll, train_mnist
-from lesson_02.dpm import erasing_beta, k_minus_null
+from lesson_02.dpm import DPM, erasing_beta, k_minus_null
 from lesson_02.network import ConvDense
 
 import numpy as np
@@ -232,3 +233,18 @@ def test_dequantisation_hardly_changes_the_bound(real_mnist):
     change = gains[1] - gains[0]
     assert abs(change.mean().item() - 0.0035) < 0.0035 + 3 * change.std().item() / 20**0.5
     assert abs(change.mean().item()) < 0.01
+
+
+def test_without_noise_the_spread_is_soon_lost():
+    """The README's first break: after a hundred steps the deviation is far below 1."""
+    process, model, _ = lessons.load(break_it.SHIPPED)
+    torch.manual_seed(0)
+    x_T = torch.randn(4, 1, 28, 28)
+    found = {}
+    for kind in (DPM, break_it.NoNoise):
+        for t, xt in kind(process.beta()).trajectory(model, x_T):
+            if t <= 900:
+                found[kind] = xt.std().item()
+                break
+    assert found[break_it.NoNoise] < 0.2
+    assert found[DPM] == pytest.approx(1, abs=0.05)
