@@ -7,7 +7,7 @@ variance, with β̃ and with β, from the same noise; and how much of the gradie
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lesson_09.unet import UNet
 import torch
 from torch import Tensor
 
-VARIANCES: tuple[Variance, ...] = ("learned", "beta_tilde", "beta")
+LABELS: dict[Variance, str] = {"learned": "learned", "beta_tilde": "β̃", "beta": "β"}
 
 
 def main(
@@ -57,7 +57,7 @@ def main(
     if num_samples:
         check_at_least(3, num_samples=num_samples)
     check_at_least(1, num_classifier_steps=num_classifier_steps)
-    processes = {v: load(options.model_checkpoint, options.sha256, v)[0] for v in VARIANCES}
+    processes = {v: load(options.model_checkpoint, options.sha256, v)[0] for v in LABELS}
     learned, model, content = load(options.model_checkpoint, options.sha256)
     T = learned.num_timesteps
     if not steps or not all(2 <= S <= T for S in steps):
@@ -153,6 +153,15 @@ def shared_gradient(
     return norms
 
 
+def in_steps(
+    processes: dict[Variance, ImprovedDDPM], num_steps: int, seed: int
+) -> Iterator[tuple[Variance, ImprovedDDPM]]:
+    """Each variance with its process in S steps, the seed set, so that all see the same noise."""
+    for name, process in processes.items():
+        torch.manual_seed(seed)
+        yield name, process.strided(num_steps)
+
+
 def bits_of(
     processes: dict[Variance, ImprovedDDPM],
     model: Network,
@@ -163,9 +172,7 @@ def bits_of(
 ) -> dict[Variance, tuple[float, float]]:
     """The bound in S steps with each variance: mean and standard error, from the same noise."""
     results = {}
-    for name, process in processes.items():
-        torch.manual_seed(seed)
-        few = process.strided(num_steps)
+    for name, few in in_steps(processes, num_steps, seed):
         bits = bound(few, model, levels, min(num_terms, num_steps), 100, clip_x0=True).total
         results[name] = (bits.mean().item(), bits.std().item() / len(bits) ** 0.5)
     return results
@@ -180,10 +187,9 @@ def few_samples(
 ) -> dict[str, Tensor]:
     """Eight samples in S steps with each variance, from the same noise."""
     rows = {}
-    for name, text in zip(processes, ("learned", "β̃", "β"), strict=True):
-        torch.manual_seed(seed)
-        x_T = torch.randn(8, *data.shape).to(processes[name].device)
-        rows[text] = processes[name].strided(num_steps).sample(model, x_T).cpu()
+    for name, few in in_steps(processes, num_steps, seed):
+        x_T = torch.randn(8, *data.shape).to(few.device)
+        rows[LABELS[name]] = few.sample(model, x_T).cpu()
     return rows
 
 
@@ -198,11 +204,9 @@ def distances(
 ) -> dict[Variance, tuple[float, float]]:
     """The kernel distance of samples in S steps with each variance, from the same noise."""
     results = {}
-    for name, process in processes.items():
-        torch.manual_seed(seed)
-        trajectory = partial(process.strided(num_steps).trajectory, model)
-        device = process.device
-        images = draw_samples(trajectory, num_samples, data.shape, num_steps, device).images
+    for name, few in in_steps(processes, num_steps, seed):
+        trajectory = partial(few.trajectory, model)
+        images = draw_samples(trajectory, num_samples, data.shape, num_steps, few.device).images
         results[name] = judge.distance(images)
     return results
 
@@ -229,12 +233,12 @@ def print_fractions(f: dict[str, list[float]]) -> None:
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    heads = " | ".join(f"{kind}, {v}" for kind in ("bits/dim", "distance") for v in VARIANCES)
+    heads = " | ".join(f"{kind}, {v}" for kind in ("bits/dim", "distance") for v in LABELS)
     print(f"\n| S | {heads} |\n" + "|---" * 7 + "|")
     for S, bits in result["bits_per_dim"].items():
-        cells = [f"{bits[v][0]:.3f} ± {bits[v][1]:.3f}" for v in VARIANCES]
+        cells = [f"{bits[v][0]:.3f} ± {bits[v][1]:.3f}" for v in LABELS]
         drawn = result["distance"].get(S)
-        cells += [f"{drawn[v][0]:.3f} ± {drawn[v][1]:.3f}" if drawn else "" for v in VARIANCES]
+        cells += [f"{drawn[v][0]:.3f} ± {drawn[v][1]:.3f}" if drawn else "" for v in LABELS]
         print(f"| {S:,} | " + " | ".join(cells) + " |")
 
 

@@ -5,6 +5,7 @@ from lesson_05 import ddpm
 from lesson_05 import published as published_5
 from lesson_05 import unet as unet_5
 from lesson_05.text_to_image.text import Attention, Context
+from lesson_06 import ddim
 from lesson_09 import iddpm
 from lesson_09 import published as published_9
 from lesson_09 import unet as unet_9
@@ -197,3 +198,17 @@ def test_attention_to_pixels_and_to_tokens_equals_that_of_torch(heads):
 def test_lessons_5_and_9_name_diffusers_layers_alike():
     """Their networks differ in what the time does to a block, not in the layers."""
     assert published_5.DIFFUSERS == published_9.DIFFUSERS
+
+
+def test_a_long_step_with_a_fixed_variance_is_a_step_of_lesson_6():
+    """With β̃ it is DDIM's with η = 1, with β the one with σ̂, from the same noise."""
+    xt, eps_hat = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    for variance, sigma_hat in [("beta_tilde", False), ("beta", True)]:
+        few = iddpm.ImprovedDDPM(iddpm.linear_beta(1000), variance).strided(10)
+        for i in range(2, 11):
+            torch.manual_seed(i)
+            ours = few.p_sample(lambda xt, t: eps_hat, xt, i, clip_x0=False)
+            torch.manual_seed(i)
+            bars = few.alpha_bar[i].item(), few.alpha_bar[i - 1].item()
+            theirs = ddim.ddim_step(xt, eps_hat, *bars, eta=1.0, sigma_hat=sigma_hat)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -4,7 +4,6 @@ import math
 from itertools import pairwise
 
 from common.errors import UserError
-from lesson_06.ddim import ddim_step
 from lesson_09.iddpm import (
     Gaussian,
     ImprovedDDPM,
@@ -385,39 +384,3 @@ def test_trajectory_counts_down_to_the_image():
     sample = process.sample(lambda xt, t: torch.zeros(2, 2, 2, 2), x_T)
     assert [t for t, _ in steps] == [3, 2, 1, 0]
     assert torch.equal(steps[-1][1], sample)
-
-
-def test_variance_of_the_step_back_for_two_points():
-    """Where a pixel is -1 or 1, the best variance is never below β̃; on average over xt it is not
-    above β, but for single xt it is, by far."""
-    process = ImprovedDDPM(linear_beta(1000))
-    bar = process.alpha_bar
-    for t in (2, 10, 100, 500):
-        beta = 1 - bar[t] / bar[t - 1]
-        beta_tilde = (1 - bar[t - 1]) / (1 - bar[t]) * beta
-        w = bar[t - 1].sqrt() * beta / (1 - bar[t])
-        xt = torch.linspace(-6, 6, 200_001).double()
-        spread = (1 - bar[t]).sqrt()
-        density = sum(
-            (-0.5 * ((xt - sign * bar[t].sqrt()) / spread) ** 2).exp() for sign in (-1, 1)
-        )
-        mean_x0 = (bar[t].sqrt() * xt / (1 - bar[t])).tanh()
-        variance = beta_tilde + w**2 * (1 - mean_x0**2)
-        average = (variance * density).sum() / density.sum()
-        assert variance.min() >= beta_tilde
-        assert beta_tilde <= average < beta
-        assert variance.max() > (10 if t <= 10 else 1.1 if t <= 100 else 1) * beta
-
-
-def test_a_long_step_with_a_fixed_variance_is_a_step_of_lesson_6():
-    """With β̃ it is DDIM's with η = 1, with β the one with σ̂, from the same noise."""
-    xt, eps_hat = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-    for variance, sigma_hat in [("beta_tilde", False), ("beta", True)]:
-        few = ImprovedDDPM(linear_beta(1000), variance).strided(10)
-        for i in range(2, 11):
-            torch.manual_seed(i)
-            ours = few.p_sample(lambda xt, t: eps_hat, xt, i, clip_x0=False)
-            torch.manual_seed(i)
-            bars = few.alpha_bar[i].item(), few.alpha_bar[i - 1].item()
-            theirs = ddim_step(xt, eps_hat, *bars, eta=1.0, sigma_hat=sigma_hat)
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 """Lesson 9's measurement of the learned variance."""
 
 from lesson_09 import variance
-from lesson_09.iddpm import ImprovedDDPM, cosine_beta
+from lesson_09.iddpm import ImprovedDDPM, cosine_beta, linear_beta
 from lesson_09.unet import UNet
 
 import torch
@@ -39,3 +39,25 @@ def test_gradients_of_the_shared_layers_are_those_of_the_two_terms():
     torch.testing.assert_close(2 * one["vlb"], two["vlb"], rtol=1e-4, atol=0)
     assert one["mean_vlb"] > 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_variance_of_the_step_back_for_two_points():
+    """Where a pixel is -1 or 1, the best variance is never below β̃; on average over xt it is not
+    above β, but for single xt it is, by far."""
+    process = ImprovedDDPM(linear_beta(1000))
+    bar = process.alpha_bar
+    for t in (2, 10, 100, 500):
+        beta = 1 - bar[t] / bar[t - 1]
+        beta_tilde = (1 - bar[t - 1]) / (1 - bar[t]) * beta
+        w = bar[t - 1].sqrt() * beta / (1 - bar[t])
+        xt = torch.linspace(-6, 6, 200_001).double()
+        spread = (1 - bar[t]).sqrt()
+        density = sum(
+            (-0.5 * ((xt - sign * bar[t].sqrt()) / spread) ** 2).exp() for sign in (-1, 1)
+        )
+        mean_x0 = (bar[t].sqrt() * xt / (1 - bar[t])).tanh()
+        variance = beta_tilde + w**2 * (1 - mean_x0**2)
+        average = (variance * density).sum() / density.sum()
+        assert variance.min() >= beta_tilde
+        assert beta_tilde <= average < beta
+        assert variance.max() > (10 if t <= 10 else 1.1 if t <= 100 else 1) * beta
